@@ -1,0 +1,1 @@
+"""Tests mirror the package: tests/ROOM/test_MODULE.py."""
