@@ -14,15 +14,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tidemill.errors import StorageError
 from tidemill.report.codec import decode_events, encode_fields, encode_line
 from tidemill.report.ledger import joined_steps
+from tidemill.spec.progress import Event, EventKind
 from tidemill.storage import Location, children, exists, publish, read_bytes
-
-if TYPE_CHECKING:
-    from tidemill.spec.progress import Event, EventKind
 
 __all__ = ["EventLog", "EventTail", "joined_steps", "next_attempt", "read_events"]
 

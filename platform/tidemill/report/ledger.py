@@ -6,12 +6,103 @@ every step after N that earlier attempts had taken, whether or not it ever takes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import groupby, pairwise
+from typing import Any
 
 from tidemill.spec.progress import Event, EventKind
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+
+class Ending(StrEnum):
+    """How an attempt, and so far the run, has ended."""
+
+    finished = "finished"
+    stopped = "stopped"
+    failed = "failed"
+    cut = "cut"
+    """No last word: it was killed, lost its machine, or is still going on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptReport:
+    """One attempt, as its events tell it.
+
+    Attributes:
+        attempt: Its number.
+        started_s: Time of its first event, seconds since the epoch.
+        ended_s: Time of its last event, seconds since the epoch.
+        fields: The fields of its `attempt_started`; empty if there was none.
+        from_step: The step it restored; 0 for a fresh start.
+        to_step: The last step it is known to have taken.
+        ending: How it ended.
+        error: The error of a failed one.
+        tokens_per_s: Training tokens per second spent in steps; 0 if it took none.
+        redone_steps: Steps it took that later attempts took back.
+        redone_s: Seconds it spent in them.
+    """
+
+    attempt: int
+    started_s: float
+    ended_s: float
+    fields: dict[str, Any]
+    from_step: int
+    to_step: int
+    ending: Ending
+    error: str
+    tokens_per_s: float
+    redone_steps: int
+    redone_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """A run, as the events of all its attempts tell it.
+
+    Where only every Nth step was recorded, a recorded step stands for those since the one before.
+
+    Attributes:
+        attempts: In order; never empty.
+        steps: The one curve, see `joined_steps`.
+        evaluations: The validations along that curve.
+        saved: Every `checkpoint_saved`, also those that were removed or refused since.
+        refused: Every `checkpoint_refused`.
+        last_step: Step of the newest state.
+        tokens: Tokens that the curve was trained on.
+        training_s: Seconds spent in the steps of the curve.
+        skipped_steps: Steps of the curve that were skipped for gradients that were not finite.
+    """
+
+    attempts: tuple[AttemptReport, ...]
+    steps: tuple[Event, ...]
+    evaluations: tuple[Event, ...]
+    saved: tuple[Event, ...]
+    refused: tuple[Event, ...]
+    last_step: int
+    tokens: int
+    training_s: float
+    skipped_steps: tuple[int, ...]
+
+    @property
+    def ending(self) -> Ending:
+        """How the newest attempt ended."""
+        return self.attempts[-1].ending
+
+    @property
+    def redone_steps(self) -> int:
+        """Steps taken more than once, or taken and taken back."""
+        return sum(attempt.redone_steps for attempt in self.attempts)
+
+    @property
+    def redone_s(self) -> float:
+        """Seconds spent in steps that were taken back."""
+        return sum(attempt.redone_s for attempt in self.attempts)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds that attempts lasted, without the time between them."""
+        return sum(attempt.ended_s - attempt.started_s for attempt in self.attempts)
 
 
 def joined_steps(events: Iterable[Event]) -> list[Event]:
@@ -27,9 +118,62 @@ def joined_steps(events: Iterable[Event]) -> list[Event]:
     return _joined(events, EventKind.step)
 
 
-def joined_evaluations(events: Iterable[Event]) -> list[Event]:
-    """One `evaluated` event per step number, joined as `joined_steps` joins steps."""
-    return _joined(events, EventKind.evaluated)
+def make_run_report(events: Iterable[Event]) -> RunReport | None:
+    """Add up the events of a run; None if there are none.
+
+    Args:
+        events: As for `joined_steps`.
+    """
+    ordered = sorted(events, key=lambda event: event.attempt)
+    if not ordered:
+        return None
+    steps = _joined(ordered, EventKind.step)
+    kept = {(event.attempt, event.fields["step"]) for event in steps}
+    by_attempt = groupby(ordered, key=lambda event: event.attempt)
+    attempts = tuple(_attempt_report(list(group), kept) for _, group in by_attempt)
+    weights = _steps_told(steps, 0)
+    return RunReport(
+        attempts=attempts,
+        steps=tuple(steps),
+        evaluations=tuple(_joined(ordered, EventKind.evaluated)),
+        saved=tuple(_of_kind(ordered, EventKind.checkpoint_saved)),
+        refused=tuple(_of_kind(ordered, EventKind.checkpoint_refused)),
+        last_step=max(attempts[-1].to_step, int(steps[-1].fields["step"]) if steps else 0),
+        tokens=round(_total(steps, "tokens", weights)),
+        training_s=_total(steps, "seconds", weights),
+        skipped_steps=tuple(
+            int(event.fields["step"]) for event in steps if event.fields.get("applied") is False
+        ),
+    )
+
+
+def _attempt_report(events: Sequence[Event], kept: set[tuple[int, int]]) -> AttemptReport:
+    last_words = [event for event in events if event.kind.value in Ending]
+    ending = Ending(last_words[-1].kind.value) if last_words else Ending.cut
+    started = next(_of_kind(events, EventKind.attempt_started), None)
+    restored = next(_of_kind(events, EventKind.restored), None)
+    from_step = int(restored.fields.get("step", 0)) if restored else 0
+    steps = [event for event in _of_kind(events, EventKind.step) if "step" in event.fields]
+    weights = _steps_told(steps, from_step)
+    redone = [
+        0 if (event.attempt, event.fields["step"]) in kept else weight
+        for event, weight in zip(steps, weights, strict=True)
+    ]
+    seconds = _total(steps, "seconds", weights)
+    reached = (event.fields.get("step") for event in events if event.kind is not EventKind.restored)
+    return AttemptReport(
+        attempt=events[0].attempt,
+        started_s=events[0].at_s,
+        ended_s=events[-1].at_s,
+        fields=dict(started.fields) if started else {},
+        from_step=from_step,
+        to_step=max((step for step in reached if isinstance(step, int)), default=from_step),
+        ending=ending,
+        error=str(last_words[-1].fields.get("error", "")) if last_words else "",
+        tokens_per_s=_total(steps, "tokens", weights) / seconds if seconds > 0 else 0.0,
+        redone_steps=sum(redone),
+        redone_s=_total(steps, "seconds", redone),
+    )
 
 
 def _joined(events: Iterable[Event], kind: EventKind) -> list[Event]:
@@ -48,3 +192,18 @@ def _joined(events: Iterable[Event], kind: EventKind) -> list[Event]:
         if event.kind is kind:
             kept[step] = event
     return [kept[step] for step in sorted(kept)]
+
+
+def _of_kind(events: Iterable[Event], kind: EventKind) -> Iterator[Event]:
+    return (event for event in events if event.kind is kind)
+
+
+def _steps_told(steps: Sequence[Event], base: int) -> list[int]:
+    """How many steps each event stands for: those since the one before, at least one."""
+    numbers = [base, *(int(event.fields["step"]) for event in steps)]
+    return [max(1, after - before) for before, after in pairwise(numbers)]
+
+
+def _total(steps: Sequence[Event], field: str, weights: Sequence[int]) -> float:
+    values = (event.fields.get(field, 0) for event in steps)
+    return sum(value * weight for value, weight in zip(values, weights, strict=True))
