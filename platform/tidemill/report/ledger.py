@@ -34,8 +34,8 @@ class AttemptReport:
         started_s: Time of its first event, seconds since the epoch.
         ended_s: Time of its last event, seconds since the epoch.
         fields: The fields of its `attempt_started`; empty if there was none.
-        from_step: The step it restored; 0 for a fresh start.
-        to_step: The last step it is known to have taken.
+        from_step: Steps taken in the state it restored; 0 for a fresh start.
+        to_step: Steps taken in the last state it is known to have reached.
         ending: How it ended.
         error: The error of a failed one.
         tokens_per_s: Training tokens per second spent in steps; 0 if it took none.
@@ -68,10 +68,10 @@ class RunReport:
         evaluations: The validations along that curve.
         saved: Every `checkpoint_saved`, also those that were removed or refused since.
         refused: Every `checkpoint_refused`.
-        last_step: Step of the newest state.
+        last_step: Steps taken or skipped so far, taken-back ones left out.
         tokens: Tokens that the curve was trained on.
         training_s: Seconds spent in the steps of the curve.
-        skipped_steps: Steps of the curve that were skipped for gradients that were not finite.
+        skipped_steps: Numbers of the steps of the curve that were skipped for gradients that were not finite.
     """
 
     attempts: tuple[AttemptReport, ...]
@@ -118,6 +118,15 @@ def joined_steps(events: Iterable[Event]) -> list[Event]:
     return _joined(events, EventKind.step)
 
 
+def steps_taken(event: Event) -> int:
+    """Steps the run has taken or skipped as of `event`, which has a `step`.
+
+    A step event holds the number of its step, and the first step has number 0; every other kind
+    holds the step of the cursor, which is a count already.
+    """
+    return int(event.fields["step"]) + (event.kind is EventKind.step)
+
+
 def make_run_report(events: Iterable[Event]) -> RunReport | None:
     """Add up the events of a run; None if there are none.
 
@@ -138,7 +147,7 @@ def make_run_report(events: Iterable[Event]) -> RunReport | None:
         evaluations=tuple(_joined(ordered, EventKind.evaluated)),
         saved=tuple(_of_kind(ordered, EventKind.checkpoint_saved)),
         refused=tuple(_of_kind(ordered, EventKind.checkpoint_refused)),
-        last_step=max(attempts[-1].to_step, int(steps[-1].fields["step"]) if steps else 0),
+        last_step=max(attempts[-1].to_step, steps_taken(steps[-1]) if steps else 0),
         tokens=round(_total(steps, "tokens", weights)),
         training_s=_total(steps, "seconds", weights),
         skipped_steps=tuple(
@@ -160,14 +169,14 @@ def _attempt_report(events: Sequence[Event], kept: set[tuple[int, int]]) -> Atte
         for event, weight in zip(steps, weights, strict=True)
     ]
     seconds = _total(steps, "seconds", weights)
-    reached = (event.fields.get("step") for event in events if event.kind is not EventKind.restored)
+    reached = [steps_taken(event) for event in events if isinstance(event.fields.get("step"), int)]
     return AttemptReport(
         attempt=events[0].attempt,
         started_s=events[0].at_s,
         ended_s=events[-1].at_s,
         fields=dict(started.fields) if started else {},
         from_step=from_step,
-        to_step=max((step for step in reached if isinstance(step, int)), default=from_step),
+        to_step=max(reached, default=0),
         ending=ending,
         error=str(last_words[-1].fields.get("error", "")) if last_words else "",
         tokens_per_s=_total(steps, "tokens", weights) / seconds if seconds > 0 else 0.0,
@@ -184,7 +193,7 @@ def _joined(events: Iterable[Event], kind: EventKind) -> list[Event]:
         if not isinstance(step, int):
             continue
         if event.kind is EventKind.restored:
-            kept = {number: old for number, old in kept.items() if number <= step}
+            kept = {number: old for number, old in kept.items() if not _is_after(old, event)}
             rooted = event.attempt
         elif event.kind is EventKind.step and event.attempt > rooted:
             kept = {number: old for number, old in kept.items() if old.attempt == event.attempt}
@@ -194,14 +203,22 @@ def _joined(events: Iterable[Event], kind: EventKind) -> list[Event]:
     return [kept[step] for step in sorted(kept)]
 
 
+def _is_after(event: Event, restored: Event) -> bool:
+    """Whether `event` tells of a state beyond the one that was restored."""
+    samples = event.fields.get("samples"), restored.fields.get("samples")
+    if event.kind is EventKind.step and all(isinstance(count, int) for count in samples):
+        return event.fields["samples"] > restored.fields["samples"]
+    return steps_taken(event) > restored.fields["step"]
+
+
 def _of_kind(events: Iterable[Event], kind: EventKind) -> Iterator[Event]:
     return (event for event in events if event.kind is kind)
 
 
 def _steps_told(steps: Sequence[Event], base: int) -> list[int]:
     """How many steps each event stands for: those since the one before, at least one."""
-    numbers = [base, *(int(event.fields["step"]) for event in steps)]
-    return [max(1, after - before) for before, after in pairwise(numbers)]
+    taken = [base, *(steps_taken(event) for event in steps)]
+    return [max(1, after - before) for before, after in pairwise(taken)]
 
 
 def _total(steps: Sequence[Event], field: str, weights: Sequence[int]) -> float:
