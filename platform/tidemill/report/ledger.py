@@ -25,6 +25,13 @@ class Ending(StrEnum):
     """No last word: it was killed, lost its machine, or is still going on."""
 
 
+_LAST_WORDS = {
+    EventKind.finished: Ending.finished,
+    EventKind.stopped: Ending.stopped,
+    EventKind.failed: Ending.failed,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptReport:
     """One attempt, as its events tell it.
@@ -71,7 +78,7 @@ class RunReport:
         last_step: Steps taken or skipped so far, taken-back ones left out.
         tokens: Tokens that the curve was trained on.
         training_s: Seconds spent in the steps of the curve.
-        skipped_steps: Numbers of the steps of the curve that were skipped for gradients that were not finite.
+        skipped_steps: Numbers of the curve's steps that were skipped, for gradients not finite.
     """
 
     attempts: tuple[AttemptReport, ...]
@@ -157,8 +164,8 @@ def make_run_report(events: Iterable[Event]) -> RunReport | None:
 
 
 def _attempt_report(events: Sequence[Event], kept: set[tuple[int, int]]) -> AttemptReport:
-    last_words = [event for event in events if event.kind.value in Ending]
-    ending = Ending(last_words[-1].kind.value) if last_words else Ending.cut
+    last_words = [event for event in events if event.kind in _LAST_WORDS]
+    ending = _LAST_WORDS[last_words[-1].kind] if last_words else Ending.cut
     started = next(_of_kind(events, EventKind.attempt_started), None)
     restored = next(_of_kind(events, EventKind.restored), None)
     from_step = int(restored.fields.get("step", 0)) if restored else 0
