@@ -7,6 +7,7 @@ a local disk, and relies on the atomic put of an object store elsewhere.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import posixpath
 import uuid
@@ -21,6 +22,28 @@ from pyarrow import fs as pafs
 from tidemill.errors import StorageError
 
 SCHEMES = ("file", "s3", "gs")
+PATIENCE_S = 60
+"""Seconds that Google's client keeps trying; its own default is 15 minutes."""
+
+_CAUSES = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the filesystem is read-only",
+    errno.ENOSPC: "no space is left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.ENOENT: "there is no such file",
+    errno.ENOTDIR: "a file is in the way of a directory",
+    errno.EEXIST: "a file is in the way of a directory",
+    errno.EISDIR: "a directory is in the way of a file",
+}
+_BUCKET_CAUSES = {
+    "NO_SUCH_BUCKET": "there is no such bucket",
+    "NO_SUCH_KEY": "there is no such object",
+    "ACCESS_DENIED": "access denied; check the bucket's policy and the credentials",
+    "INVALID_ACCESS_KEY_ID": "the access key is unknown; check the credentials",
+    "SIGNATURE_DOES_NOT_MATCH": "the secret key is wrong; check the credentials",
+    "NETWORK_CONNECTION": "no connection; check the network and the endpoint",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +62,19 @@ class Location:
 
     def __truediv__(self, name: str) -> Location:
         """The place called `name` below this one; `name` may contain slashes."""
-        return Location(
-            self.uri.rstrip("/") + "/" + name, self.filesystem, posixpath.join(self.path, name)
-        )
+        place, mark, options = self.uri.partition("?")
+        if self.is_local:
+            place, mark, options = self.uri, "", ""
+        uri = f"{place.rstrip('/')}/{name}{mark}{options}"
+        return Location(uri, self.filesystem, posixpath.join(self.path, name))
 
     def __str__(self) -> str:
-        """The URI, for people."""
-        return self.uri
+        """The URI without its options, for people."""
+        return self.uri if self.is_local else self.uri.partition("?")[0]
 
     def __repr__(self) -> str:
         """The URI alone: a filesystem may hold credentials."""
-        return f"Location({self.uri!r})"
+        return f"Location({str(self)!r})"
 
     @property
     def is_local(self) -> bool:
@@ -75,19 +100,33 @@ class Entry:
 def locate(uri: str) -> Location:
     """Resolve a URI or a local path (relative ones against the working directory).
 
+    Credentials come from the environment (`AWS_ACCESS_KEY_ID`, an instance's role,
+    `GOOGLE_APPLICATION_CREDENTIALS`, ...), an S3-compatible service from `AWS_ENDPOINT_URL` or from
+    the URI, e.g. `s3://bucket/runs?endpoint_override=127.0.0.1:9000&scheme=http`.
+
     Raises:
-        StorageError: The scheme is unknown or its filesystem cannot be set up.
+        StorageError: The scheme is unknown, the URI holds a secret, or its filesystem cannot be
+            set up.
     """
-    scheme, separator, _ = uri.partition("://")
+    scheme, separator, rest = uri.partition("://")
     if not separator:
         path = str(Path(uri).expanduser().absolute())
         return Location(path, pafs.LocalFileSystem(), path)
     if scheme not in SCHEMES:
         raise StorageError(f"{uri}: unknown scheme {scheme}://; use a path, s3:// or gs://")
+    authority, (_, _, options) = rest.partition("/")[0], uri.partition("?")
+    if (":" in authority and "@" in authority) or "secret" in options:
+        raise StorageError(
+            f"{scheme}://...: a URI is shown and stored, so it must not hold credentials; set them "
+            "in the environment"
+        )
+    if scheme == "gs" and "retry_limit_seconds" not in options:
+        uri = f"{uri}{'&' if options else '?'}retry_limit_seconds={PATIENCE_S}"
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{uri}: {_reason(error)}; check the URI and credentials") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        shown = uri.partition("?")[0]
+        raise StorageError(f"{shown}: {_reason(error)}; check the URI and credentials") from error
     if isinstance(filesystem, pafs.LocalFileSystem):
         return Location(path, filesystem, path)
     return Location(uri.rstrip("/"), filesystem, path)
@@ -132,29 +171,44 @@ def read_bytes(location: Location) -> bytes:
         return cast("bytes", file.read())
 
 
-def open_input(location: Location) -> Any:
-    """A random-access reader (`read_at`, `size`), to be used as a context manager."""
-    with explained(location, "read"):
-        return location.filesystem.open_input_file(location.path)
+@contextlib.contextmanager
+def open_input(location: Location) -> Iterator[Any]:
+    """A random-access reader (`seek`, `read`, `readinto`, `read_at`, `size`) for a `with` block."""
+    with explained(location, "read"), location.filesystem.open_input_file(location.path) as file:
+        yield file
 
 
-def open_output(location: Location) -> IO[bytes]:
-    """A sequential writer, to be used as a context manager; parents are made."""
+@contextlib.contextmanager
+def open_output(location: Location) -> Iterator[IO[bytes]]:
+    """A sequential writer for a `with` block; parents are made.
+
+    On a local disk the file grows in place and needs `sync` to survive a crash of the machine; on
+    an object store it appears whole when the block ends.
+    """
     with explained(location, "write"):
-        _make_parent(location)
-        return cast("IO[bytes]", location.filesystem.open_output_stream(location.path))
+        if location.is_local:
+            _make_durable(Path(location.path).parent)
+        with location.filesystem.open_output_stream(location.path) as file:
+            yield cast("IO[bytes]", file)
+
+
+def sync(location: Location) -> None:
+    """Make a local file or directory survive a crash of the machine; a put already does."""
+    if location.is_local:
+        with explained(location, "write"):
+            _sync(Path(location.path))
 
 
 def publish(location: Location, content: bytes) -> None:
     """Write a file so that a reader sees all of it or none, also after a crash."""
     if not location.is_local:
-        with explained(location, "write"), open_output(location) as file:
+        with open_output(location) as file:
             file.write(content)
         return
     target = Path(location.path)
     hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     with explained(location, "write"):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_durable(target.parent)
         try:
             with hidden.open("wb") as file:
                 file.write(content)
@@ -163,13 +217,14 @@ def publish(location: Location, content: bytes) -> None:
             hidden.replace(target)
         finally:
             hidden.unlink(missing_ok=True)
+        _sync(target.parent)
 
 
 def make_directory(location: Location) -> None:
     """Make a directory and its parents; an object store has no directories to make."""
     if location.is_local:
         with explained(location, "create"):
-            location.filesystem.create_dir(location.path, recursive=True)
+            _make_durable(Path(location.path))
 
 
 def remove(location: Location) -> None:
@@ -183,20 +238,47 @@ def remove(location: Location) -> None:
 
 
 def check_writable(location: Location) -> None:
-    """Raise `StorageError` unless files can be made below `location`; leaves nothing behind."""
-    probe = location / f".probe-{uuid.uuid4().hex[:8]}"
-    existed = exists(location)
-    publish(probe, b"")
-    remove(probe)
-    if not existed and location.is_local:
-        with contextlib.suppress(OSError):
-            Path(location.path).rmdir()
+    """Raise `StorageError` unless files can be made and removed below `location`.
 
-
-def _make_parent(location: Location) -> None:
+    Leaves nothing behind, not even parents that it had to make.
+    """
+    made: list[Path] = []
     if location.is_local:
-        Path(location.path).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(location.path)
+        made = [place for place in (path, *path.parents) if not place.exists()]
+    probe = location / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        publish(probe, b"tidemill")
+        remove(probe)
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def _make_durable(directory: Path) -> None:
+    """Make a directory and its parents, each entry on the disk itself."""
+    missing = [place for place in (directory, *directory.parents) if not place.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _reason(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    """One line for people; a known cause in plain words, anything else in its own."""
+    number = getattr(error, "errno", None)
+    if number in _CAUSES:
+        return _CAUSES[number]
+    text = " ".join(str(error).split()) or type(error).__name__
+    for mark, cause in _BUCKET_CAUSES.items():
+        if mark in text:
+            return cause
+    return text

@@ -1,0 +1,1 @@
+"""Checkpoints: raw bytes and JSON, strategy-free, the manifest written last."""
