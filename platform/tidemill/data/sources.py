@@ -1,0 +1,202 @@
+"""Files that `data.paths` names: paths, directories and globs, on any filesystem pyarrow reads.
+
+Patterns are matched here, segment by segment against one recursive listing, because object stores
+have no globs and the standard library's know only the local disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import fs as pafs
+
+from tidemill.errors import DataError
+from tidemill.storage import Location, explained, locate
+
+PATTERN = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a corpus.
+
+    Attributes:
+        location: Where it is.
+        size: Its size in bytes.
+        modified_ns: When it was last written, in ns since 1970; 0 where the store does not tell.
+    """
+
+    location: Location
+    size: int
+    modified_ns: int
+
+
+class Document(Protocol):
+    """One document, read piece by piece so that none has to fit in memory.
+
+    Attributes:
+        hash: sha256 of its content.
+        tokens: Number of its tokens, at least 1.
+    """
+
+    @property
+    def hash(self) -> bytes: ...  # noqa: D102
+    @property
+    def tokens(self) -> int: ...  # noqa: D102
+
+    def pieces(self) -> Iterator[NDArray[np.unsignedinteger]]:
+        """Its tokens in order, some millions at a time."""
+        ...
+
+
+class Source(Protocol):
+    """Documents to be packed.
+
+    Attributes:
+        files: The files that hold them, by location.
+        vocab: Number of distinct tokens.
+        byte_level: Whether tokens are bytes.
+    """
+
+    @property
+    def files(self) -> Sequence[SourceFile]: ...  # noqa: D102
+    @property
+    def vocab(self) -> int: ...  # noqa: D102
+    @property
+    def byte_level(self) -> bool: ...  # noqa: D102
+
+    def documents(self, file: SourceFile) -> Iterator[Document]:
+        """The documents of one file in order; empty ones are left out.
+
+        Raises:
+            DataError: The file cannot be read as what it should be.
+        """
+        ...
+
+
+def find_files(
+    paths: Sequence[str], exclude: Sequence[str] = (), walked: str = "*"
+) -> list[SourceFile]:
+    """List the files that `paths` name, each once, by location.
+
+    A directory is walked to any depth. In a glob `*` stays within a name and `**` crosses
+    directories. Both pass over names that begin with a dot unless the glob spells the dot.
+
+    Args:
+        paths: Files, directories or globs; local, or URIs that `locate` knows.
+        exclude: Globs to leave out. One without a slash is matched against every name below the
+            root, one with a slash against the path from the root; a directory that matches goes
+            with all that is in it. The root is the directory itself, the part of a glob before its
+            first pattern, or a named file's parent.
+        walked: Which names to take when walking a directory.
+
+    Raises:
+        DataError: A path does not exist, has no files, or everything has been left out.
+        StorageError: A filesystem cannot be reached.
+    """
+    found: dict[str, SourceFile] = {}
+    for path in paths:
+        for below, file in _expand(path, walked):
+            if not any(_is_excluded(below, pattern) for pattern in exclude):
+                found[file.location.uri] = file
+    if not found:
+        raise DataError(
+            "data.exclude: leaves out every file that data.paths names; remove some of its globs"
+        )
+    return [found[uri] for uri in sorted(found)]
+
+
+@contextlib.contextmanager
+def open_source(file: SourceFile) -> Iterator[Any]:
+    """Open a source file for reading.
+
+    Raises:
+        DataError: It cannot be opened, or reading it fails.
+    """
+    try:
+        with file.location.filesystem.open_input_file(file.location.path) as reader:
+            yield reader
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"data.paths: cannot read {file.location}: {reason}; repair it or leave it out"
+        ) from error
+
+
+def _expand(path: str, walked: str) -> list[tuple[tuple[str, ...], SourceFile]]:
+    """The files one entry of `data.paths` names, each after the parts of its path below the root."""
+    base, pattern = _split_at_pattern(path)
+    location = locate(base)
+    if pattern:
+        matched = [item for item in _walk(location) if _matches(item[0], pattern)]
+        if not matched:
+            raise DataError(
+                f"data.paths: the glob {path} matches no file; correct it (** crosses directories)"
+            )
+        return matched
+    with explained(location, "look at"):
+        info = cast("pafs.FileInfo", location.filesystem.get_file_info(location.path))
+    if info.type is pafs.FileType.NotFound:
+        raise DataError(f"data.paths: {path} does not exist; correct it or create it")
+    if info.type is not pafs.FileType.Directory:
+        return [((location.name,), _source_file(location, info))]
+    files = [item for item in _walk(location) if _matches(item[0], ("**", walked))]
+    if not files:
+        raise DataError(f"data.paths: {path} holds no files named {walked}; name a place that does")
+    return files
+
+
+def _split_at_pattern(path: str) -> tuple[str, tuple[str, ...]]:
+    """Cut a glob before its first pattern; a plain path, or one that exists as spelt, is whole."""
+    parts = path.split("/")
+    first = next((n for n, part in enumerate(parts) if PATTERN & set(part)), len(parts))
+    if first == len(parts) or ("://" not in path and Path(path).expanduser().exists()):
+        return path, ()
+    return "/".join(parts[:first]) or ("/" if path.startswith("/") else "."), tuple(parts[first:])
+
+
+def _walk(root: Location) -> Iterator[tuple[tuple[str, ...], SourceFile]]:
+    """Every file at any depth below a directory, with the parts of its path below it."""
+    selector = pafs.FileSelector(root.path, allow_not_found=True, recursive=True)
+    with explained(root, "list"):
+        infos = cast("list[pafs.FileInfo]", root.filesystem.get_file_info(selector))
+    for info in infos:
+        if info.type is pafs.FileType.File:
+            below = info.path[len(root.path) :].strip("/")
+            yield tuple(below.split("/")), _source_file(root / below, info)
+
+
+def _source_file(location: Location, info: pafs.FileInfo) -> SourceFile:
+    return SourceFile(location, info.size or 0, info.mtime_ns or 0)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path matches a glob, both cut into names."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or (
+            bool(parts) and not parts[0].startswith(".") and _matches(parts[1:], pattern)
+        )
+    return (
+        bool(parts)
+        and fnmatchcase(parts[0], pattern[0])
+        and parts[0].startswith(".") <= pattern[0].startswith(".")
+        and _matches(parts[1:], pattern[1:])
+    )
+
+
+def _is_excluded(parts: Sequence[str], pattern: str) -> bool:
+    """Whether a path, or a directory on the way to it, matches a glob of `data.exclude`."""
+    names = pattern.strip("/").split("/")
+    if len(names) == 1:
+        return any(fnmatchcase(part, names[0]) for part in parts)
+    return any(_matches(parts[:depth], names) for depth in range(1, len(parts) + 1))
