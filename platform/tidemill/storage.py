@@ -62,15 +62,13 @@ class Location:
 
     def __truediv__(self, name: str) -> Location:
         """The place called `name` below this one; `name` may contain slashes."""
-        place, mark, options = self.uri.partition("?")
-        if self.is_local:
-            place, mark, options = self.uri, "", ""
+        place, mark, options = self._parts()
         uri = f"{place.rstrip('/')}/{name}{mark}{options}"
         return Location(uri, self.filesystem, posixpath.join(self.path, name))
 
     def __str__(self) -> str:
         """The URI without its options, for people."""
-        return self.uri if self.is_local else self.uri.partition("?")[0]
+        return self._parts()[0]
 
     def __repr__(self) -> str:
         """The URI alone: a filesystem may hold credentials."""
@@ -85,6 +83,18 @@ class Location:
     def name(self) -> str:
         """The last part of the path."""
         return posixpath.basename(self.path)
+
+    @property
+    def parent(self) -> Location:
+        """The place that contains this one; the root contains itself."""
+        place, mark, options = self._parts()
+        return Location(
+            posixpath.dirname(place) + mark + options, self.filesystem, posixpath.dirname(self.path)
+        )
+
+    def _parts(self) -> tuple[str, str, str]:
+        """The URI before its options, and they with their mark; a local path has none."""
+        return (self.uri, "", "") if self.is_local else self.uri.partition("?")
 
 
 @dataclass(frozen=True, slots=True)

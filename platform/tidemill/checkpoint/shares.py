@@ -13,44 +13,50 @@ from tidemill.checkpoint.fragments import StoredPiece, StoredTensor, find_flaw
 from tidemill.checkpoint.manifest import Manifest, StoredFile, encode_tensors
 from tidemill.errors import CheckpointError
 from tidemill.spec.base import digest_of
-from tidemill.spec.progress import Cursor, State
+from tidemill.spec.progress import State
 from tidemill.storage import Location
 
 Share = dict[str, Any]
 
 
 def describe(
-    tensors: Mapping[str, StoredTensor], name: str, file: StoredFile, state: State, cursor: Cursor
+    tensors: Mapping[str, StoredTensor], name: str, file: StoredFile, state: State
 ) -> Share:
-    """Say what one rank wrote, and the moment and scalars it wrote them at.
+    """Say what one rank wrote, and the scalars beside it.
 
     Args:
         tensors: What its file holds.
         name: Name of the file.
         file: Size and checksum of the file.
         state: Has the scalars.
-        cursor: The moment.
     """
     return {
         "tensors": encode_tensors(tensors),
         "file": {"name": name, "size": file.size, "sha256": file.sha256},
         "scalars": {key: digest_of(value) for key, value in state.scalars.items()},
-        "cursor": [cursor.step, cursor.samples],
     }
 
 
-def require_agreement(shares: Sequence[Share]) -> None:
-    """Refuse shares of different moments or different scalars.
+def require_one_moment(cursors: Sequence[list[int]]) -> None:
+    """Refuse to save on ranks that are not at the same [step, samples].
 
     Raises:
-        CheckpointError: Names the rank, and the scalar if it is one.
+        CheckpointError: Names the rank.
+    """
+    for rank, cursor in enumerate(cursors):
+        if cursor != cursors[0]:
+            raise CheckpointError(
+                f"rank {rank} is at [step, samples] {cursor} and rank 0 at {cursors[0]}"
+            )
+
+
+def require_equal_scalars(shares: Sequence[Share]) -> None:
+    """Refuse ranks with different scalars.
+
+    Raises:
+        CheckpointError: Names the scalar and the rank.
     """
     for rank, share in enumerate(shares):
-        if share["cursor"] != shares[0]["cursor"]:
-            raise CheckpointError(
-                f"rank {rank} is at [step, samples] {share['cursor']} and rank 0 at "
-                f"{shares[0]['cursor']}"
-            )
         for key in sorted({*share["scalars"], *shares[0]["scalars"]}):
             if share["scalars"].get(key) != shares[0]["scalars"].get(key):
                 raise CheckpointError(f"scalar {key} differs between rank 0 and rank {rank}")

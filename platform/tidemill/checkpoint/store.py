@@ -58,13 +58,14 @@ class Store:
             CheckpointError: Some rank failed; the same one on every rank. Nothing is left of the
                 attempt and earlier checkpoints are as they were.
         """
+        shares.require_one_moment(self._exchange.all_gather([cursor.step, cursor.samples]))
         name = manifest.checkpoint_name(cursor.step, self._world.attempt)
         place = self._run / CHECKPOINTS / name
         held = self._exchange.first(lambda: _prepare(place, redo=name in self._refused))
         if held:
             return manifest.decode(held.encode(), str(place))
         try:
-            heard = self._exchange.together(lambda: self._write(place, state, cursor))
+            heard = self._exchange.together(lambda: self._write(place, state))
             text = self._exchange.first(lambda: self._commit(place, heard, state, cursor, metrics))
         except CheckpointError:
             if self._world.rank == 0:
@@ -132,12 +133,12 @@ class Store:
             storage.remove(place)
         return [place.name for place in torn]
 
-    def _write(self, place: Location, state: State, cursor: Cursor) -> shares.Share:
+    def _write(self, place: Location, state: State) -> shares.Share:
         for key, value in state.scalars.items():
             require_json(key, value)
         name = f"rank-{self._world.rank:05d}.bin"
         tensors, file = content.write_fragments(state, place / name)
-        return shares.describe(tensors, name, file, state, cursor)
+        return shares.describe(tensors, name, file, state)
 
     def _commit(
         self,
@@ -147,7 +148,7 @@ class Store:
         cursor: Cursor,
         metrics: Mapping[str, float],
     ) -> str:
-        shares.require_agreement(heard)
+        shares.require_equal_scalars(heard)
         files = shares.join_files(heard)
         try:
             content.check_sizes(place, files)
