@@ -1,0 +1,82 @@
+"""What the smaller doors are asked for: text from a checkpoint, or its consolidated weights.
+
+Both name a run by the directory it has below `storage`; everything about the model comes from the
+run itself, so nothing is said twice.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from tidemill.spec.base import Spec, spec
+
+
+@spec
+class GenerateSpec(Spec):
+    """Text from a run's newest checkpoint.
+
+    Attributes:
+        run: Name of the run.
+        prompt: Text to go on from.
+        tokens: Tokens to generate.
+        temperature: Divides the logits; 0 always takes the likeliest token.
+        top_k: Sample among this many likeliest tokens; 0 among all.
+        seed: Seeds the sampling.
+        storage: Directory or URI that holds the run.
+    """
+
+    run: str
+    prompt: str = ""
+    tokens: int = 200
+    temperature: float = 0.8
+    top_k: int = 40
+    seed: int = 0
+    storage: str = "runs"
+
+    def __post_init__(self) -> None:
+        _require_run(self, self.run, self.storage)
+        self.require_at_least(1, "tokens")
+        self.require_between(0.0, 100.0, "temperature")
+        self.require_at_least(0, "top_k")
+        self.require_between(0, 2**63 - 1, "seed")
+
+
+class ExportFormat(StrEnum):
+    """Number format of exported weights."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@spec
+class ExportSpec(Spec):
+    """Consolidated weights of a run's newest checkpoint.
+
+    Attributes:
+        run: Name of the run.
+        to: Directory or URI to write to.
+        dtype: Number format of the written weights.
+        storage: Directory or URI that holds the run.
+        overwrite: Replace what is already at `to`.
+    """
+
+    run: str
+    to: str
+    dtype: ExportFormat = ExportFormat.fp32
+    storage: str = "runs"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        _require_run(self, self.run, self.storage)
+        self.require(bool(self.to), "to", "is empty", "name a directory or a URI")
+
+
+def _require_run(asked: Spec, run: str, storage: str) -> None:
+    asked.require(
+        bool(run) and "/" not in run and "\\" not in run,
+        "run",
+        f"{run!r} is not the name of a run",
+        "use the name it was trained under, and storage=DIR for where it is",
+    )
+    asked.require(bool(storage), "storage", "is empty", "name a directory or a URI")
