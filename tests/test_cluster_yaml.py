@@ -6,6 +6,7 @@ Ray's own schema and its own packaging judge them, without credentials and witho
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import re
 import subprocess
@@ -94,11 +95,11 @@ def test_every_node_starts_ray_with_a_token(cluster: Plain) -> None:
 
 
 def test_ray_knows_the_settings_of_the_head(cluster: Plain) -> None:
-    from ray._raylet import Config
     from ray.autoscaler.v2.instance_manager import config as reconciling
 
+    settings = importlib.import_module("ray._raylet").Config
     names = set(re.findall(r"\bRAY_(\w+)=", cluster["head_start_ray_commands"][-1]))
-    known = {name for name in names if hasattr(Config, name)}
+    known = {name for name in names if hasattr(settings, name)}
     assert {name for name in known if name.startswith("health_check_")}
     source = Path(reconciling.__file__).read_text(encoding="utf-8")
     assert {name for name in names - known if f'"RAY_{name}"' not in source} == {"AUTH_MODE"}
