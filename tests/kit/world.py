@@ -29,7 +29,16 @@ from typing import Any
 
 from tidemill.spec.progress import World
 
-PRELOADED = ("torch", "torch.distributed", "deepspeed", "numpy", "pytest", "hypothesis")
+PRELOADED = (
+    "torch",
+    "torch.distributed",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "deepspeed",
+    "numpy",
+    "pytest",
+    "hypothesis",
+)
 GRACE_S = 0.5
 DIE_WITH_PARENT = 1
 """`PR_SET_PDEATHSIG` of prctl(2)."""

@@ -1,0 +1,66 @@
+"""The errors a person can meet, each saying what is wrong, which key, and what to do.
+
+    TidemillError               anything Tidemill reports on purpose; printed as one line
+    ├── SpecError               a configuration key is wrong: `key`, `problem`, `remedy`
+    ├── DataError               the corpus is missing, empty or unreadable
+    ├── StorageError            a path or bucket cannot be reached, read or written
+    ├── CheckpointError         no checkpoint fits, or none is readable
+    │   └── CorruptCheckpoint   one checkpoint failed its own size or checksum
+    └── TrainingError           the run started and then failed; carries the worker's traceback
+
+Doors (`jobs/`) turn the first four into exit code 2, because nothing has been spent yet, and a
+`TrainingError` into exit code 1. Everything else is a bug in Tidemill and keeps its traceback.
+"""
+
+
+class TidemillError(Exception):
+    """Base of every error Tidemill raises on purpose."""
+
+    exit_code = 2
+
+
+class SpecError(TidemillError):
+    """A configuration key has a value that cannot work.
+
+    Args:
+        key: Dotted key as the user types it, e.g. `batch.micro_size`.
+        problem: What is wrong with its value.
+        remedy: What to type instead.
+    """
+
+    def __init__(self, key: str, problem: str, remedy: str) -> None:
+        super().__init__(f"{key}: {problem}; {remedy}")
+        self.key = key
+        self.problem = problem
+        self.remedy = remedy
+
+
+class DataError(TidemillError):
+    """The corpus is missing, empty or unreadable."""
+
+
+class StorageError(TidemillError):
+    """A path or bucket cannot be reached, read or written."""
+
+
+class CheckpointError(TidemillError):
+    """No checkpoint fits the run, or none is readable."""
+
+
+class CorruptCheckpoint(CheckpointError):
+    """One checkpoint failed its own size or checksum."""
+
+
+class TrainingError(TidemillError):
+    """The run started and then failed.
+
+    Args:
+        summary: One line naming the rank and the cause.
+        details: The failing worker's traceback, or an empty string.
+    """
+
+    exit_code = 1
+
+    def __init__(self, summary: str, details: str = "") -> None:
+        super().__init__(summary)
+        self.details = details

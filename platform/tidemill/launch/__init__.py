@@ -1,0 +1,1 @@
+"""Ray's room: start the trainer, follow the run, compose a worker."""

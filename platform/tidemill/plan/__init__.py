@@ -1,0 +1,1 @@
+"""What follows from a spec by arithmetic; standard library only, pure."""

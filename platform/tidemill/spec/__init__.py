@@ -1,0 +1,1 @@
+"""The nouns people choose, and the few nouns that training passes around; standard library only."""

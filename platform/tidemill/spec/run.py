@@ -1,0 +1,272 @@
+"""RunSpec: everything a person chooses about one run, and the relations between the choices.
+
+A run is identified by its name; what makes its mathematics is identified by `digest()`. Where it
+runs (strategy, world, storage) is deliberately not part of that: a run may move.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import ClassVar
+
+from tidemill.spec.base import Plain, Spec, digest_of, spec, to_plain
+from tidemill.spec.training import (
+    BatchSpec,
+    DataSpec,
+    ModelSpec,
+    OptimSpec,
+    PrecisionKind,
+    PrecisionSpec,
+)
+
+SMALLEST_DEEPSPEED_SCALE_WINDOW = 500
+
+
+@spec
+class StrategySpec(Spec):
+    """How parameters, gradients and moments are spread over ranks.
+
+    Variants: `DdpSpec`, `Fsdp2Spec`, `DeepSpeedSpec`.
+    """
+
+    GROUP: ClassVar[str] = "strategy"
+
+    @property
+    def name(self) -> str:
+        """Short name, as in `strategy=NAME`."""
+        return type(self).__name__.removesuffix("Spec").lower()
+
+
+@spec
+class DdpSpec(StrategySpec):
+    """Every rank holds everything (torch DistributedDataParallel).
+
+    Attributes:
+        bucket_mib: Gradient bucket size for overlapping reduction with backward.
+    """
+
+    bucket_mib: int = 25
+
+    def __post_init__(self) -> None:
+        self.require_at_least(1, "bucket_mib")
+
+
+@spec
+class Fsdp2Spec(StrategySpec):
+    """Parameters, gradients and moments sharded per block (torch `fully_shard`).
+
+    Attributes:
+        reshard_after_forward: Free gathered parameters between forward and backward.
+    """
+
+    reshard_after_forward: bool = True
+
+
+@spec
+class DeepSpeedSpec(StrategySpec):
+    """DeepSpeed ZeRO.
+
+    Attributes:
+        stage: 1 shards moments, 2 also gradients, 3 also parameters.
+        bucket_elements: Elements per reduction or gather bucket; 0 sizes it from the model.
+        overlap: Overlap reduction with backward; stages 2 and 3 on a GPU only.
+    """
+
+    stage: int
+    bucket_elements: int = 0
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        self.require_between(1, 3, "stage")
+        self.require_at_least(0, "bucket_elements")
+        self.require(
+            not self.overlap or self.stage > 1,
+            "overlap",
+            "ZeRO-1 cannot overlap when Tidemill owns the accumulation boundary",
+            "use overlap=false or a higher stage",
+        )
+
+    @property
+    def name(self) -> str:
+        """`deepspeed_z1`, `deepspeed_z2` or `deepspeed_z3`."""
+        return f"deepspeed_z{self.stage}"
+
+
+class Recompute(StrEnum):
+    """What backward recomputes instead of keeping."""
+
+    none = "none"
+    blocks = "blocks"
+
+
+@spec
+class MemorySpec(Spec):
+    """What is traded for memory.
+
+    Attributes:
+        recompute: `blocks` keeps only each block's input and recomputes the rest in backward.
+    """
+
+    GROUP: ClassVar[str] = "memory"
+
+    recompute: Recompute = Recompute.none
+
+
+@spec
+class CheckpointSpec(Spec):
+    """When state is committed, and how much of it is kept.
+
+    Attributes:
+        every_steps: Steps between checkpoints; 0 saves only at the end and on a stop.
+        keep_last: Newest checkpoints kept; older ones are removed after each commit.
+    """
+
+    GROUP: ClassVar[str] = "checkpoint"
+
+    every_steps: int = 100
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        self.require_at_least(0, "every_steps")
+        self.require_at_least(1, "keep_last")
+
+
+@spec
+class ScaleSpec(Spec):
+    """How many workers, and what each one asks Ray for.
+
+    Attributes:
+        workers: Ranks of the run.
+        cpus_per_worker: Logical CPUs each rank reserves.
+        gpus_per_worker: 0 trains on CPU with gloo, 1 on a GPU with NCCL.
+        max_failures: Worker failures after which the run gives up; -1 never does.
+        collective_timeout_s: Seconds a collective may wait for a missing rank.
+    """
+
+    GROUP: ClassVar[str] = "scale"
+
+    workers: int = 2
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: int = 0
+    max_failures: int = 3
+    collective_timeout_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        self.require_at_least(1, "workers")
+        self.require_between(0, 1, "gpus_per_worker")
+        self.require_at_least(-1, "max_failures")
+        self.require_at_least(1, "collective_timeout_s")
+        self.require(
+            self.cpus_per_worker > 0,
+            "cpus_per_worker",
+            f"{self.cpus_per_worker} reserves nothing",
+            "use a positive number, e.g. 1",
+        )
+
+
+@spec
+class ReportSpec(Spec):
+    """What a run writes down and how often.
+
+    Attributes:
+        every_steps: Steps between recorded step events.
+        eval_every_steps: Steps between validations; 0 validates only at the end.
+        eval_samples: Held-out samples per validation; 0 uses them all.
+        live: Show progress in the terminal while the run goes on.
+        worker_logs: Also show what Ray and the workers print.
+        dashboard: Start Ray's dashboard with a Ray started for the run.
+    """
+
+    GROUP: ClassVar[str] = "report"
+
+    every_steps: int = 1
+    eval_every_steps: int = 0
+    eval_samples: int = 0
+    live: bool = True
+    worker_logs: bool = False
+    dashboard: bool = False
+
+    def __post_init__(self) -> None:
+        self.require_at_least(1, "every_steps")
+        self.require_at_least(0, "eval_every_steps", "eval_samples")
+
+
+class Resume(StrEnum):
+    """What to do with checkpoints that a run of this name already has."""
+
+    auto = "auto"
+    never = "never"
+    must = "must"
+
+
+@spec
+class RunSpec(Spec):
+    """One run.
+
+    Attributes:
+        name: The run's directory below `storage`; the same name resumes the same run.
+        seed: Seeds initial weights, sample order and dropout.
+        steps: Optimizer steps of the whole run.
+        storage: Directory or URI (`s3://`, `gs://`) that holds runs and cached corpora.
+        resume: `auto` goes on if it can, `never` refuses a used name, `must` refuses a fresh one.
+    """
+
+    name: str
+    seed: int
+    steps: int
+    storage: str
+    resume: Resume
+    model: ModelSpec
+    data: DataSpec
+    optim: OptimSpec
+    strategy: StrategySpec
+    precision: PrecisionSpec
+    batch: BatchSpec
+    memory: MemorySpec
+    checkpoint: CheckpointSpec
+    scale: ScaleSpec
+    report: ReportSpec
+
+    def __post_init__(self) -> None:
+        self.require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,199}", self.name) is not None,
+            "name",
+            f"{self.name!r} cannot name a directory everywhere",
+            "use letters, digits and . _ , = + - (at most 200)",
+        )
+        self.require_between(0, 2**63 - 1, "seed")
+        self.require_at_least(1, "steps")
+        self.require(bool(self.storage), "storage", "is empty", "name a directory or a URI")
+        self.require(
+            not isinstance(self.strategy, DeepSpeedSpec)
+            or self.precision.kind is not PrecisionKind.fp16
+            or self.precision.loss_scale > 0
+            or self.precision.scale_window >= SMALLEST_DEEPSPEED_SCALE_WINDOW,
+            "precision.scale_window",
+            f"{self.precision.scale_window} with fp16 on DeepSpeed, which halves the update of "
+            "every step on which the dynamic scale grows",
+            f"use {SMALLEST_DEEPSPEED_SCALE_WINDOW} or more, strategy=ddp, or a fixed "
+            "precision.loss_scale",
+        )
+        self.require(
+            self.scale.gpus_per_worker > 0 or not getattr(self.strategy, "overlap", False),
+            "strategy.overlap",
+            "needs a GPU's streams and scale.gpus_per_worker is 0",
+            "use strategy.overlap=false or scale.gpus_per_worker=1",
+        )
+
+    def identity(self) -> Plain:
+        """The plain form of all that changes the mathematics, and of nothing else.
+
+        The content of a corpus is compared apart (`Corpus.digest`), so its location is left out.
+        """
+        held: Plain = {"seed": self.seed}
+        for part in (self.model, self.data, self.optim, self.precision, self.batch):
+            plain = to_plain(part)
+            held[part.GROUP] = {key: plain[key] for key in plain if key not in part.WHERE}
+        return held
+
+    def digest(self) -> str:
+        """sha256 of `identity()`."""
+        return digest_of(self.identity())

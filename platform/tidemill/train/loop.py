@@ -1,0 +1,208 @@
+"""The training loop: take, agree, accumulate, step, record; validate and save when due.
+
+The loop knows no strategy, no storage and no Ray. Whatever it needs of them comes in through four
+protocols, so a worker, a test and a benchmark run the same loop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tidemill.plan.batch import Slot, make_batch_plan
+from tidemill.spec.progress import Cursor, EventKind, Recorder, State, World
+from tidemill.spec.run import RunSpec
+from tidemill.train.engine import IGNORE, Batch, Engine
+from tidemill.train.optim import lr_at
+
+BYTE_VALUES = 256
+
+
+class Samples(Protocol):
+    """What a stream gives: int64 arrays of shape (B, S), (B, S) and (B,)."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    keys: np.ndarray
+
+
+class Stream(Protocol):
+    """Samples by number; pure in (seed, number)."""
+
+    @property
+    def samples(self) -> int:
+        """Samples per epoch."""
+        ...
+
+    def take(self, first: int, slot: Slot) -> Samples:
+        """The samples of `slot` in the step that starts with sample number `first`."""
+        ...
+
+
+class CheckpointStore(Protocol):
+    """Commits state; collective."""
+
+    def save(self, state: State, cursor: Cursor, metrics: Mapping[str, Any]) -> Any:
+        """Commit `state` as of `cursor`; every rank calls it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What one rank trains with.
+
+    Attributes:
+        engine: The model under its strategy.
+        stream: Training samples.
+        held_out: Validation samples; may have none.
+        byte_level: Whether tokens below 256 are bytes, so that loss can be told in bits per byte.
+        store: Where state is committed.
+        recorder: Where events go; only rank 0's is read.
+        stop_requested: Whether somebody asked this rank to save and stop.
+    """
+
+    engine: Engine
+    stream: Stream
+    held_out: Stream
+    byte_level: bool
+    store: CheckpointStore
+    recorder: Recorder
+    stop_requested: Callable[[], bool]
+
+
+def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
+    """Train from `cursor` to the last step, or to a stop that somebody asked for.
+
+    A checkpoint is committed before it returns, whatever the reason. Every rank calls it.
+
+    Args:
+        spec: The run.
+        parts: This rank's engine, streams, store and recorder.
+        world: This rank's place.
+        cursor: Where to begin; the engine holds the state as of it.
+
+    Returns:
+        Where the run is now.
+    """
+    engine, record = parts.engine, parts.recorder.record
+    slots = make_batch_plan(spec.batch.global_size, spec.batch.micro_size, world.size).slots(
+        world.rank
+    )
+    saved_step, evaluated_step = cursor.step, -1
+    loss = math.nan
+    while cursor.step < spec.steps:
+        started_s = time.perf_counter()
+        taken = [parts.stream.take(cursor.samples, slot) for slot in slots]
+        valid = sum(int(np.count_nonzero(samples.targets != IGNORE)) for samples in taken)
+        valid, stopping = agree(world, valid, int(parts.stop_requested()))
+        weight = 1.0 / max(valid, 1)
+        total = torch.zeros((), dtype=torch.float64, device=world.device)
+        for number, samples in enumerate(taken, start=1):
+            batch = to_device(samples, world)
+            total += engine.accumulate(batch, weight, last=number == len(taken))
+        lr = lr_at(spec.optim, cursor.step)
+        outcome = engine.step(lr)
+        loss = _sum(world, total) * weight
+        if cursor.step % spec.report.every_steps == 0 or cursor.step + 1 == spec.steps:
+            record(
+                EventKind.step,
+                step=cursor.step,
+                loss=loss,
+                lr=lr,
+                grad_norm=outcome.grad_norm,
+                applied=outcome.applied,
+                tokens=valid,
+                seconds=time.perf_counter() - started_s,
+                samples=cursor.samples + spec.batch.global_size,
+            )
+        cursor = Cursor(step=cursor.step + 1, samples=cursor.samples + spec.batch.global_size)
+        if _due(cursor.step, spec.report.eval_every_steps):
+            evaluate(spec, parts, world, cursor)
+            evaluated_step = cursor.step
+        if _due(cursor.step, spec.checkpoint.every_steps):
+            save(parts, cursor, loss)
+            saved_step = cursor.step
+        if stopping and cursor.step < spec.steps:
+            record(EventKind.stop_requested, step=cursor.step)
+            break
+    finished = cursor.step >= spec.steps
+    if finished and evaluated_step != cursor.step:
+        evaluate(spec, parts, world, cursor)
+    if saved_step != cursor.step:
+        save(parts, cursor, loss)
+    if not finished:
+        record(EventKind.stopped, step=cursor.step)
+    return cursor
+
+
+def save(parts: Parts, cursor: Cursor, loss: float) -> None:
+    """Commit the state as of `cursor`, and say so."""
+    started_s = time.perf_counter()
+    manifest = parts.store.save(parts.engine.state(), cursor, {"loss": loss})
+    parts.recorder.record(
+        EventKind.checkpoint_saved,
+        step=cursor.step,
+        name=manifest.name,
+        bytes=manifest.size,
+        seconds=time.perf_counter() - started_s,
+    )
+
+
+def evaluate(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> None:
+    """Measure the loss on held-out samples, always the same ones, and record it."""
+    count = min(parts.held_out.samples, spec.report.eval_samples or parts.held_out.samples)
+    if count == 0:
+        return
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    targets = target_bytes = 0
+    for first in range(0, count, spec.batch.global_size):
+        size = min(spec.batch.global_size, count - first)
+        for slot in make_batch_plan(size, spec.batch.micro_size, world.size).slots(world.rank):
+            samples = parts.held_out.take(first, slot)
+            total += parts.engine.evaluate(to_device(samples, world))
+            targets += int(np.count_nonzero(samples.targets != IGNORE))
+            target_bytes += int(
+                np.count_nonzero((samples.targets >= 0) & (samples.targets < BYTE_VALUES))
+            )
+    targets, target_bytes = agree(world, targets, target_bytes)
+    nats = _sum(world, total)
+    parts.recorder.record(
+        EventKind.evaluated,
+        step=cursor.step,
+        loss=nats / max(targets, 1),
+        bits_per_byte=nats / math.log(2) / max(target_bytes, 1) if parts.byte_level else None,
+        samples=count,
+    )
+
+
+def to_device(samples: Samples, world: World) -> Batch:
+    """Arrays to tensors on this rank's device."""
+    tensors = (torch.from_numpy(array) for array in (samples.inputs, samples.targets, samples.keys))
+    return Batch(*(tensor.to(world.device, non_blocking=True) for tensor in tensors))
+
+
+def agree(world: World, *counts: int) -> tuple[int, ...]:
+    """Sum integers over all ranks, exactly."""
+    if world.size == 1:
+        return counts
+    sums = torch.tensor(counts, dtype=torch.int64, device=world.device)
+    dist.all_reduce(sums)
+    return tuple(int(value) for value in sums.tolist())
+
+
+def _sum(world: World, total: Tensor) -> float:
+    if world.size > 1:
+        dist.all_reduce(total)
+    return float(total)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,1 @@
+"""Each module is one Engine: how parameters, gradients and moments are spread over ranks."""

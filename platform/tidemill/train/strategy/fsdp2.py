@@ -1,0 +1,77 @@
+"""FSDP2: parameters, gradients and moments sharded along their first dimension, block by block.
+
+Gradients are summed, not averaged, with `set_force_sum_reduction_for_comms` set first: otherwise
+torch picks a pre-multiplied sum, which gloo refuses.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from tidemill.spec.progress import Fragment, Piece, World
+from tidemill.spec.run import Fsdp2Spec, RunSpec
+from tidemill.train.engine import LossModel, dtype_name
+from tidemill.train.model import blocks_of
+from tidemill.train.precision import DTYPES
+from tidemill.train.strategy.torch_engine import TorchEngine
+
+
+class Fsdp2Engine(TorchEngine):
+    """torch `fully_shard` over blocks and root; masters fp32, reductions fp32."""
+
+    wrapped: FSDPModule
+
+    def __init__(self, spec: RunSpec, strategy: Fsdp2Spec, model: nn.Module, world: World) -> None:
+        """See `build_engine`."""
+        self.strategy = strategy
+        super().__init__(spec, model, world)
+
+    def wrap(self, model: LossModel) -> nn.Module:
+        """Shard the blocks, then what is left."""
+        mesh = init_device_mesh(torch.device(self.world.device).type, (dist.get_world_size(),))
+        dtype = DTYPES[self.spec.precision.kind]
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        for unit in [*blocks_of(model.model), model]:
+            sharded = fully_shard(
+                unit,
+                mesh=mesh,
+                mp_policy=policy,
+                reshard_after_forward=self.strategy.reshard_after_forward,
+            )
+            sharded.set_force_sum_reduction_for_comms(True)  # noqa: FBT003
+            sharded.set_gradient_divide_factor(1.0)
+        return model
+
+    def mark(self, *, last: bool) -> None:
+        """Reduce on the last slot only: local gradients whole until then, one reduction a step."""
+        self.wrapped.set_requires_gradient_sync(last)
+        self.wrapped.set_is_last_backward(last)
+
+    def global_norm(self, norm: Tensor) -> Tensor:
+        """A collective: the norm is a DTensor of partial sums."""
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def owned(self, tensor: Tensor) -> Fragment:
+        """The shard this rank holds; plain tensors (buffers) are shared out."""
+        return _shard(tensor) if isinstance(tensor, DTensor) else super().owned(tensor)
+
+    def needed(self, tensor: Tensor) -> Fragment:
+        """The shard this rank holds; plain tensors (buffers) whole."""
+        return _shard(tensor) if isinstance(tensor, DTensor) else super().needed(tensor)
+
+
+def _shard(tensor: DTensor) -> Fragment:
+    """Rows [rank * ceil(rows / world), ...) of the tensor: one contiguous range."""
+    local = tensor.to_local().detach()
+    rows, mesh = tensor.shape[0], tensor.device_mesh
+    first = min(rows, cast("int", mesh.get_local_rank()) * -(-rows // mesh.size()))
+    start = first * (tensor.numel() // rows if rows else 0)
+    pieces = (Piece(start, local.view(-1)),) if local.numel() else ()
+    return Fragment(tuple(tensor.shape), dtype_name(tensor.dtype), pieces)

@@ -1,0 +1,130 @@
+"""What the torch strategies share: clipping, the non-finite guard, loss scaling, state by name.
+
+Masters are the parameters themselves, always fp32; low precision exists only inside forward and
+backward.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from tidemill.spec.progress import Fragment, State, World
+from tidemill.spec.run import RunSpec
+from tidemill.train.engine import Batch, LossModel, Outcome, owned_share, whole
+from tidemill.train.optim import (
+    make_optimizer,
+    moment_names,
+    prepare_moments,
+    set_taken_steps,
+    taken_steps,
+)
+from tidemill.train.precision import make_loss_scale
+
+
+class TorchEngine(abc.ABC):
+    """An engine whose optimizer is a plain torch one over named parameters."""
+
+    def __init__(self, spec: RunSpec, model: nn.Module, world: World) -> None:
+        """Move the model to its device, wrap it, and build the optimizer over what results."""
+        self.spec, self.world = spec, world
+        self.scale = make_loss_scale(spec.precision)
+        self.clip = spec.optim.clip or float("inf")
+        self.model = LossModel(model.to(world.device))
+        self.wrapped = self.wrap(self.model)
+        self.optimizer = make_optimizer(spec.optim, self.model.named_parameters())
+        prepare_moments(self.optimizer, spec.optim)
+
+    @abc.abstractmethod
+    def wrap(self, model: LossModel) -> nn.Module:
+        """Put the strategy around `model`."""
+
+    @abc.abstractmethod
+    def mark(self, *, last: bool) -> None:
+        """Prepare gradient communication for a slot."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Loss sum of one slot."""
+        return self.wrapped(batch.inputs_BS, batch.targets_BS, batch.keys_B)
+
+    def accumulate(self, batch: Batch, weight: float, *, last: bool) -> Tensor:
+        """See `Engine.accumulate`."""
+        self.mark(last=last)
+        total = self.forward(batch)
+        (total * (weight * self.scale.value)).backward()
+        return total.detach()
+
+    def step(self, lr: float) -> Outcome:
+        """See `Engine.step`; the norm is of reduced gradients, so all ranks judge alike."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if self.scale.value != 1.0:
+            for parameter in parameters:
+                parameter.grad.mul_(1.0 / self.scale.value)  # pyright: ignore[reportOptionalMemberAccess]
+        norm = self.global_norm(clip_grad_norm_(parameters, self.clip))
+        applied = bool(torch.isfinite(norm))
+        if applied:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.scale.update(finite=applied)
+        self.optimizer.zero_grad(set_to_none=True)
+        return Outcome(applied, float(norm))
+
+    def global_norm(self, norm: Tensor) -> Tensor:
+        """The norm over all ranks, from what `clip_grad_norm_` returned."""
+        return norm
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Tensor:
+        """See `Engine.evaluate`."""
+        self.wrapped.eval()
+        total = self.forward(batch)
+        self.wrapped.train()
+        return total
+
+    def state(self) -> State:
+        """See `Engine.state`."""
+        scalars = {"taken_steps": taken_steps(self.optimizer), "loss_scale": self.scale.state()}
+        return State(self._fragments(self.owned), scalars)
+
+    def wanted(self) -> State:
+        """See `Engine.wanted`."""
+        return State(self._fragments(self.needed))
+
+    def restore(self, filled: State) -> None:
+        """See `Engine.restore`; tensors were filled in place, scalars are left to do."""
+        set_taken_steps(self.optimizer, filled.scalars["taken_steps"])
+        if "loss_scale" in filled.scalars:
+            self.scale.restore(filled.scalars["loss_scale"])
+
+    def owned(self, tensor: Tensor) -> Fragment:
+        """The part of a parameter, moment or buffer that this rank writes."""
+        return owned_share(tensor, self.world)
+
+    def needed(self, tensor: Tensor) -> Fragment:
+        """The part of a parameter, moment or buffer that this rank reads."""
+        return whole(tensor)
+
+    def _fragments(self, cut: Callable[[Tensor], Fragment]) -> dict[str, Fragment]:
+        return {name: cut(tensor) for name, tensor in self._named_tensors()}
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.model.named_parameters():
+            yield f"param.{name}", parameter.data
+            if parameter.requires_grad:
+                for moment in moment_names(self.spec.optim):
+                    yield f"{moment}.{name}", self.optimizer.state[parameter][moment]
+        for name, buffer in persistent_buffers(self.model.model):
+            yield f"buffer.{name}", buffer
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that belong to the state: those that `state_dict` would keep."""
+    kept = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in kept:
+            yield name, buffer
