@@ -1,53 +1,29 @@
 """A corpus: documents packed once, by the driver, into a directory that every rank then reads.
 
 Files are packed in the order of their content's hash, so names and paths play no part: the same
-documents give the same tokens and the same digest on every machine. A directory counts as a corpus
-once it has its `corpus.json`, which is written last.
+documents give the same tokens and the same digest on every machine.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import logging
 import math
-import os
-import time
-import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import cast
 
-from pyarrow import fs as pafs
-
-from tidemill.data.packing import Side, divide, pack, survey
-from tidemill.data.shards import Layout, PackedTokens, Shard
+from tidemill.data import cache
+from tidemill.data.packing import divide, pack, survey
+from tidemill.data.shards import Layout, PackedTokens
 from tidemill.data.sources import Source
 from tidemill.data.stream import Split, Stream, SyntheticStream, TokenStream
 from tidemill.data.text import open_text
 from tidemill.data.tokens import open_tokens
-from tidemill.errors import DataError, StorageError
+from tidemill.errors import DataError
 from tidemill.spec.base import digest_of, to_plain
 from tidemill.spec.training import DataSpec, SyntheticSpec, TextSpec, TokensSpec
-from tidemill.storage import (
-    Location,
-    children,
-    exists,
-    explained,
-    locate,
-    make_directory,
-    publish,
-    read_bytes,
-    remove,
-)
+from tidemill.storage import Location, locate
 
-INDEX = "corpus.json"
-SCHEMA = 1
-CACHE = "cache"
 LAYOUT = Layout()
-ABANDONED_S = 24 * 3600
 
 logger = logging.getLogger(__name__)
 
@@ -90,15 +66,6 @@ class Corpus:
         return loss / math.log(2) * self.val_tokens / (self.val_tokens - self.val_documents)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Index:
-    """What `corpus.json` says."""
-
-    corpus: Corpus
-    layout: Layout
-    shards: dict[str, list[Shard]]
-
-
 def prepare_corpus(spec: DataSpec, storage: Location, *, sequence: int = 2) -> Corpus:
     """Pack the documents of `spec` below `storage`, or find them packed already.
 
@@ -124,13 +91,14 @@ def prepare_corpus(spec: DataSpec, storage: Location, *, sequence: int = 2) -> C
             held_out = spec.held_out
         case _:
             raise TypeError(f"no corpus for {type(spec).__name__}")
-    target = storage / CACHE / _fingerprint(spec, source)
-    index = _intact(target)
+    place = cache.place(storage, _fingerprint(spec, source))
+    index = cache.find(place)
     if index is None:
-        logger.info("packing %d files into %s", len(source.files), target)
-        index = _build(source, held_out, storage, target, sequence)
-    _require_sample(index.corpus, sequence)
-    return index.corpus
+        logger.info("packing %d files into %s", len(source.files), place)
+        index = _pack(source, held_out, storage, place, sequence)
+    corpus = _corpus(place, index)
+    _require_sample(corpus, sequence)
+    return corpus
 
 
 def open_stream(
@@ -157,8 +125,9 @@ def open_stream(
             sequence=sequence,
             split=split,
         )
-    index = _read_index(locate(corpus.uri))
-    if index is None or index.corpus.digest != corpus.digest:
+    place = locate(corpus.uri)
+    index = cache.read_index(place)
+    if index is None or _corpus(place, index) != corpus:
         raise DataError(
             f"the packed corpus {corpus.uri} is gone or damaged; start again to have it rebuilt"
         )
@@ -184,7 +153,7 @@ def _fingerprint(spec: DataSpec, source: Source) -> str:
     """Name of the cached corpus: the files as they are now, and what is made of them."""
     plain = {key: value for key, value in to_plain(spec).items() if key not in {"paths", "exclude"}}
     files = [[file.location.uri, file.size, file.modified_ns] for file in source.files]
-    return digest_of({"schema": SCHEMA, "spec": plain, "files": files})[:32]
+    return digest_of({"schema": cache.SCHEMA, "spec": plain, "files": files})[:32]
 
 
 def _require_sample(corpus: Corpus, sequence: int) -> None:
@@ -196,147 +165,35 @@ def _require_sample(corpus: Corpus, sequence: int) -> None:
         )
 
 
-def _build(
-    source: Source, held_out: float, storage: Location, target: Location, sequence: int
-) -> _Index:
-    """Pack a corpus where nobody looks, then move it into place.
-
-    On a local disk that place is a hidden sibling and the move a rename. An object store cannot
-    rename, so shards go to a directory of their own below the target, and `corpus.json` names them.
-    """
+def _pack(
+    source: Source, held_out: float, storage: Location, place: Location, sequence: int
+) -> cache.Index:
+    """Pack a corpus into its place in the cache."""
     surveyed = survey(source)
     division = divide(surveyed, held_out)
-    nonce = uuid.uuid4().hex[:8]
-    cache = storage / CACHE
-    if target.is_local:
-        _remove_abandoned(cache)
-        build, directory, prefix = (cache / f".{target.name}.{nonce}",) * 2 + ("",)
-    else:
-        build, directory, prefix = target / nonce, target, f"{nonce}/"
-    with _nothing_left(build, (storage, cache)):
-        make_directory(build)
+
+    def fill(directory: Location, prefix: str) -> cache.Index:
         train, val = pack(source, surveyed, division, directory, prefix=prefix, layout=LAYOUT)
-        index = _Index(
-            corpus=_describe(source, target, train, val),
-            layout=LAYOUT,
-            shards={"train": train.shards, "val": val.shards},
+        content = f"{source.vocab} {train.tokens} {train.digest} {val.tokens} {val.digest}"
+        corpus = Corpus(
+            uri=place.uri,
+            vocab=source.vocab,
+            digest=hashlib.sha256(content.encode()).hexdigest(),
+            train_tokens=train.tokens,
+            val_tokens=val.tokens,
+            train_documents=train.documents,
+            val_documents=val.documents,
+            byte_level=source.byte_level,
         )
-        _require_sample(index.corpus, sequence)
-        if target.is_local:
-            return _settle(index, build, target, cache)
-        return _settle_remotely(index, build, target)
-
-
-def _describe(source: Source, target: Location, train: Side, val: Side) -> Corpus:
-    content = f"{source.vocab} {train.tokens} {train.digest} {val.tokens} {val.digest}"
-    return Corpus(
-        uri=target.uri,
-        vocab=source.vocab,
-        digest=hashlib.sha256(content.encode()).hexdigest(),
-        train_tokens=train.tokens,
-        val_tokens=val.tokens,
-        train_documents=train.documents,
-        val_documents=val.documents,
-        byte_level=source.byte_level,
-    )
-
-
-def _settle(index: _Index, build: Location, target: Location, cache: Location) -> _Index:
-    """Rename a finished directory into place, unless another process has been first."""
-    for shard in (shard for side in index.shards.values() for shard in side):
-        with (
-            explained(build / shard.name, "write"),
-            Path(build.path, shard.name).open("rb") as file,
-        ):
-            os.fsync(file.fileno())
-    publish(build / INDEX, _to_json(index))
-    while True:
-        try:
-            Path(build.path).rename(target.path)
-        except OSError as error:
-            winner = _intact(target)
-            if winner is not None:
-                remove(build)
-                return winner
-            if not exists(target):
-                raise StorageError(f"cannot write {target}: {error.strerror}") from error
-            logger.warning("%s is damaged and gets replaced", target)
-            aside = cache / f"{build.name}.damaged"
-            with contextlib.suppress(FileNotFoundError):
-                Path(target.path).rename(aside.path)
-            remove(aside)
-        else:
-            return index
-
-
-def _settle_remotely(index: _Index, build: Location, target: Location) -> _Index:
-    """Publish the index that names a finished directory, unless another has been first."""
-    winner = _intact(target)
-    if winner is not None:
-        remove(build)
-        return winner
-    publish(target / INDEX, _to_json(index))
-    return index
-
-
-@contextlib.contextmanager
-def _nothing_left(build: Location, parents: tuple[Location, ...]) -> Iterator[None]:
-    """Remove what was built, and the directories made for it, if an error passes by."""
-    made = [parent for parent in parents if build.is_local and not exists(parent)]
-    try:
-        yield
-    except BaseException:
-        remove(build)
-        for parent in reversed(made):
-            with contextlib.suppress(OSError):
-                Path(parent.path).rmdir()
-        raise
-
-
-def _remove_abandoned(cache: Location) -> None:
-    """Remove what drivers that were killed a day ago or earlier had been building."""
-    before = time.time_ns() - ABANDONED_S * 10**9
-    for entry in children(cache):
-        if entry.is_directory and entry.location.name.startswith("."):
-            with contextlib.suppress(StorageError):
-                if entry.modified_ns < before:
-                    remove(entry.location)
-
-
-def _intact(target: Location) -> _Index | None:
-    """The index of a packed corpus all of whose shards are there at their full size."""
-    index = _read_index(target)
-    if index is None:
-        return None
-    shards = [shard for side in index.shards.values() for shard in side]
-    with explained(target, "look at"):
-        infos = cast(
-            "list[pafs.FileInfo]",
-            target.filesystem.get_file_info([(target / shard.name).path for shard in shards]),
+        _require_sample(corpus, sequence)
+        facts = asdict(corpus)
+        del facts["uri"]  # the storage may be moved
+        return cache.Index(
+            facts=facts, layout=LAYOUT, shards={"train": train.shards, "val": val.shards}
         )
-    whole = all(info.size == shard.size for info, shard in zip(infos, shards, strict=True))
-    return index if whole else None
+
+    return cache.build(storage, place, fill)
 
 
-def _to_json(index: _Index) -> bytes:
-    plain = {"schema": SCHEMA, **asdict(index)}
-    del plain["corpus"]["uri"]  # the directory may be moved
-    return json.dumps(plain, indent=1).encode()
-
-
-def _read_index(target: Location) -> _Index | None:
-    """What `corpus.json` says; None if it is not there or not whole."""
-    if not exists(target / INDEX):
-        return None
-    try:
-        plain = json.loads(read_bytes(target / INDEX))
-        return _Index(
-            corpus=Corpus(uri=target.uri, **plain["corpus"]),
-            layout=Layout(**plain["layout"]),
-            shards={
-                split: [Shard(**shard) for shard in plain["shards"][split]]
-                for split in ("train", "val")
-            },
-        )
-    except (ValueError, KeyError, TypeError):
-        return None
+def _corpus(place: Location, index: cache.Index) -> Corpus:
+    return Corpus(uri=place.uri, **index.facts)

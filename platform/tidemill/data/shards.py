@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ BATCH_TOKENS = 2**17  # at 2 bytes each, a range read whose transfer is shorter 
 SHARD_TOKENS = 2**25
 # Views of a local file cost some hundred bytes each; copies from an object store cost their size.
 LOCAL_BATCHES = 2**15
-REMOTE_BATCHES = 2**10
+REMOTE_BATCHES = 2**9
 READERS = 16
 
 Tokens = NDArray[np.unsignedinteger]
@@ -92,7 +92,9 @@ class ShardWriter:
         self._prefix = prefix
         self._layout = layout
         self._type = token_type(vocab)
-        self._schema = pa.schema([pa.field(COLUMN, pa.from_numpy_dtype(self._type), False)])
+        self._schema = pa.schema(
+            [pa.field(COLUMN, pa.from_numpy_dtype(self._type), nullable=False)]
+        )
         self._batch: Tokens = np.empty(layout.batch_tokens, self._type)
         self._filled = 0
         self._digest = hashlib.sha256()
@@ -101,7 +103,7 @@ class ShardWriter:
         self._writer: Any = None
         self._in_shard = 0
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -130,20 +132,20 @@ class ShardWriter:
     def _flush(self) -> None:
         if not self._filled:
             return
-        if self._writer is None:
-            self._begin()
+        writer = self._writer or self._begin()
         batch = self._batch[: self._filled]
-        self._digest.update(batch)
+        self._digest.update(batch.tobytes())
         with explained(self._target(), "write"):
-            self._writer.write_batch(pa.record_batch([pa.array(batch)], schema=self._schema))
+            writer.write_batch(pa.record_batch([pa.array(batch)], schema=self._schema))
         self._in_shard += self._filled
         self._filled = 0
         if self._in_shard >= self._layout.shard_tokens:
             self._finish()
 
-    def _begin(self) -> None:
+    def _begin(self) -> Any:
         self._sink = self._open.enter_context(open_output(self._target()))
-        self._writer = self._open.enter_context(pa.ipc.new_file(self._sink, self._schema))
+        self._writer = pa.ipc.new_file(self._sink, self._schema)
+        return self._writer
 
     def _finish(self) -> None:
         if self._writer is None:

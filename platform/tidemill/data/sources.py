@@ -11,15 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyarrow import fs as pafs
 
 from tidemill.errors import DataError
 from tidemill.storage import Location, explained, locate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PATTERN = frozenset("*?[")
 
@@ -99,18 +101,12 @@ def find_files(
         walked: Which names to take when walking a directory.
 
     Raises:
-        DataError: A path does not exist, has no files, or everything has been left out.
+        DataError: A path does not exist, or it has no files or none that `exclude` lets in.
         StorageError: A filesystem cannot be reached.
     """
     found: dict[str, SourceFile] = {}
     for path in paths:
-        for below, file in _expand(path, walked):
-            if not any(_is_excluded(below, pattern) for pattern in exclude):
-                found[file.location.uri] = file
-    if not found:
-        raise DataError(
-            "data.exclude: leaves out every file that data.paths names; remove some of its globs"
-        )
+        found.update((file.location.uri, file) for file in _expand(path, exclude, walked))
     return [found[uri] for uri in sorted(found)]
 
 
@@ -131,26 +127,29 @@ def open_source(file: SourceFile) -> Iterator[Any]:
         ) from error
 
 
-def _expand(path: str, walked: str) -> list[tuple[tuple[str, ...], SourceFile]]:
-    """The files one entry of `data.paths` names, each after the parts of its path below the root."""
-    base, pattern = _split_at_pattern(path)
+def _expand(path: str, exclude: Sequence[str], walked: str) -> list[SourceFile]:
+    """The files that one entry of `data.paths` names."""
+    base, glob = _split_at_pattern(path)
     location = locate(base)
-    if pattern:
-        matched = [item for item in _walk(location) if _matches(item[0], pattern)]
-        if not matched:
-            raise DataError(
-                f"data.paths: the glob {path} matches no file; correct it (** crosses directories)"
-            )
-        return matched
     with explained(location, "look at"):
         info = cast("pafs.FileInfo", location.filesystem.get_file_info(location.path))
-    if info.type is pafs.FileType.NotFound:
+    if not glob and info.type is pafs.FileType.NotFound:
         raise DataError(f"data.paths: {path} does not exist; correct it or create it")
-    if info.type is not pafs.FileType.Directory:
-        return [((location.name,), _source_file(location, info))]
-    files = [item for item in _walk(location) if _matches(item[0], ("**", walked))]
+    if not glob and info.type is not pafs.FileType.Directory:
+        if _is_excluded((location.name,), exclude):
+            raise DataError(f"data.paths: {path} is left out by data.exclude; remove it from one")
+        return [_source_file(location, info)]
+    wanted = glob or ("**", walked)
+    hidden = any(name.startswith(".") for name in wanted)
+    files = [
+        file for below, file in _walk(location, exclude, hidden=hidden) if _matches(below, wanted)
+    ]
     if not files:
-        raise DataError(f"data.paths: {path} holds no files named {walked}; name a place that does")
+        what = f"the glob {path} matches no file" if glob else f"{path} holds no {walked} files"
+        raise DataError(
+            f"data.paths: {what} that data.exclude does not leave out; correct either "
+            "(in a glob ** crosses directories)"
+        )
     return files
 
 
@@ -163,15 +162,33 @@ def _split_at_pattern(path: str) -> tuple[str, tuple[str, ...]]:
     return "/".join(parts[:first]) or ("/" if path.startswith("/") else "."), tuple(parts[first:])
 
 
-def _walk(root: Location) -> Iterator[tuple[tuple[str, ...], SourceFile]]:
-    """Every file at any depth below a directory, with the parts of its path below it."""
-    selector = pafs.FileSelector(root.path, allow_not_found=True, recursive=True)
+def _walk(
+    root: Location, exclude: Sequence[str], above: tuple[str, ...] = (), *, hidden: bool
+) -> Iterator[tuple[tuple[str, ...], SourceFile]]:
+    """Files at any depth below a directory, each after its path below it, in parts.
+
+    Directories that are excluded, or hidden unless those are asked for, are not even listed.
+    """
     with explained(root, "list"):
+        selector = pafs.FileSelector(root.path, allow_not_found=True)
         infos = cast("list[pafs.FileInfo]", root.filesystem.get_file_info(selector))
-    for info in infos:
+    for info in sorted(infos, key=lambda info: info.base_name):
+        below = (*above, info.base_name)
+        location = root / info.base_name
+        if _is_excluded(below, exclude) or (info.base_name.startswith(".") and not hidden):
+            continue
         if info.type is pafs.FileType.File:
-            below = info.path[len(root.path) :].strip("/")
-            yield tuple(below.split("/")), _source_file(root / below, info)
+            yield below, _source_file(location, info)
+        elif info.type is pafs.FileType.Directory and not _leads_back(location):
+            yield from _walk(location, exclude, below, hidden=hidden)
+
+
+def _leads_back(directory: Location) -> bool:
+    """Whether a local directory is a link to one that holds it, which would never end."""
+    if not directory.is_local:
+        return False
+    path = Path(directory.path)
+    return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 def _source_file(location: Location, info: pafs.FileInfo) -> SourceFile:
@@ -194,9 +211,13 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     )
 
 
-def _is_excluded(parts: Sequence[str], pattern: str) -> bool:
-    """Whether a path, or a directory on the way to it, matches a glob of `data.exclude`."""
-    names = pattern.strip("/").split("/")
-    if len(names) == 1:
-        return any(fnmatchcase(part, names[0]) for part in parts)
-    return any(_matches(parts[:depth], names) for depth in range(1, len(parts) + 1))
+def _is_excluded(parts: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether a path, or a directory on the way to it, matches one of `data.exclude`."""
+    for glob in exclude:
+        names = glob.strip("/").split("/")
+        if len(names) == 1:
+            if any(fnmatchcase(part, names[0]) for part in parts):
+                return True
+        elif any(_matches(parts[:depth], names) for depth in range(1, len(parts) + 1)):
+            return True
+    return False

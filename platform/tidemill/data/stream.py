@@ -32,7 +32,7 @@ class Samples:
 
     Attributes:
         inputs: Tokens, int64 of shape (B, S).
-        targets: The token after each input, or `IGNORE` where there is nothing to learn; same shape.
+        targets: The token after each input, or `IGNORE` where nothing is to be learnt; same shape.
         keys: Number of each sample within the run (or within validation), int64 of shape (B,).
     """
 

@@ -11,13 +11,16 @@ import hashlib
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tidemill.data.sources import SourceFile, find_files, open_source
 from tidemill.errors import DataError
 from tidemill.spec.training import TextSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 END_OF_DOCUMENT = 256
 VOCAB = 257

@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from tidemill.data.sources import SourceFile, find_files, open_source
 from tidemill.errors import DataError
 from tidemill.spec.training import TokensSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ROWS_AT_ONCE = 256
 
@@ -94,7 +96,9 @@ class TokensSource:
                 f"data.paths: row {row} (from 0) of {file.location} is null; give it a list"
             )
         flat = lists.flatten()
-        ends = np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False), dtype=np.int64)
+        ends = np.cumsum(
+            cast("Any", pc).list_value_length(lists).to_numpy(zero_copy_only=False), dtype=np.int64
+        )
         if flat.null_count:
             at = pc.index(flat.is_null(), value=True).as_py()
             raise self._bad_token(file, first_row + _row_of(at, ends), "null")
