@@ -37,12 +37,10 @@ _CAUSES = {
     errno.EISDIR: "a directory is in the way of a file",
 }
 _BUCKET_CAUSES = {
-    "NO_SUCH_BUCKET": "there is no such bucket",
-    "NO_SUCH_KEY": "there is no such object",
-    "ACCESS_DENIED": "access denied; check the bucket's policy and the credentials",
-    "INVALID_ACCESS_KEY_ID": "the access key is unknown; check the credentials",
-    "SIGNATURE_DOES_NOT_MATCH": "the secret key is wrong; check the credentials",
-    "NETWORK_CONNECTION": "no connection; check the network and the endpoint",
+    ("NO_SUCH_BUCKET",): "there is no such bucket",
+    ("ACCESS_DENIED", "PERMISSION_DENIED"): "access denied; check the bucket's policy",
+    ("ACCESS_KEY_ID", "SIGNATURE_DOES_NOT", "UNAUTHENTICATED"): "the credentials are refused",
+    ("NETWORK_CONNECTION", "UNAVAILABLE"): "no connection; check the network and the endpoint",
 }
 
 
@@ -211,23 +209,8 @@ def sync(location: Location) -> None:
 
 def publish(location: Location, content: bytes) -> None:
     """Write a file so that a reader sees all of it or none, also after a crash."""
-    if not location.is_local:
-        with open_output(location) as file:
-            file.write(content)
-        return
-    target = Path(location.path)
-    hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     with explained(location, "write"):
-        _make_durable(target.parent)
-        try:
-            with hidden.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            hidden.replace(target)
-        finally:
-            hidden.unlink(missing_ok=True)
-        _sync(target.parent)
+        _publish(location, content)
 
 
 def make_directory(location: Location) -> None:
@@ -240,30 +223,57 @@ def make_directory(location: Location) -> None:
 def remove(location: Location) -> None:
     """Remove a file or a whole directory; what is not there is removed already."""
     with explained(location, "remove"):
-        info = cast("pafs.FileInfo", location.filesystem.get_file_info(location.path))
-        if info.type is pafs.FileType.Directory:
-            location.filesystem.delete_dir(location.path)
-        elif info.type is pafs.FileType.File:
-            location.filesystem.delete_file(location.path)
+        _remove(location)
 
 
 def check_writable(location: Location) -> None:
-    """Raise `StorageError` unless files can be made and removed below `location`.
+    """Make and remove a file below `location`, leaving nothing, not even parents it had to make.
 
-    Leaves nothing behind, not even parents that it had to make.
+    Raises:
+        StorageError: It cannot be done; says why in one line.
     """
-    made: list[Path] = []
-    if location.is_local:
-        path = Path(location.path)
-        made = [place for place in (path, *path.parents) if not place.exists()]
+    made, place = [], location
+    while place.path != place.parent.path and place.parent.path and not exists(place):
+        made.append(place)
+        place = place.parent
     probe = location / f".probe-{uuid.uuid4().hex[:8]}"
     try:
-        publish(probe, b"tidemill")
-        remove(probe)
+        with explained(location, "write below"):
+            _publish(probe, b"tidemill")
+            _remove(probe)
     finally:
+        # pyarrow leaves an empty object in place of a directory whose last object it removed.
         for place in made:
-            with contextlib.suppress(OSError):
-                place.rmdir()
+            with contextlib.suppress(OSError, pa.ArrowException, StorageError):
+                if not children(place):
+                    _remove(place)
+
+
+def _publish(location: Location, content: bytes) -> None:
+    if not location.is_local:
+        with location.filesystem.open_output_stream(location.path) as file:
+            file.write(content)
+        return
+    target = Path(location.path)
+    hidden = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    _make_durable(target.parent)
+    try:
+        with hidden.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.replace(target)
+    finally:
+        hidden.unlink(missing_ok=True)
+    _sync(target.parent)
+
+
+def _remove(location: Location) -> None:
+    filesystem, path = location.filesystem, location.path
+    info = cast("pafs.FileInfo", filesystem.get_file_info(path))
+    with contextlib.suppress(FileNotFoundError):
+        if info.type is not pafs.FileType.NotFound:
+            (filesystem.delete_file if info.is_file else filesystem.delete_dir)(path)
 
 
 def _make_durable(directory: Path) -> None:
@@ -288,7 +298,5 @@ def _reason(error: BaseException) -> str:
     if number in _CAUSES:
         return _CAUSES[number]
     text = " ".join(str(error).split()) or type(error).__name__
-    for mark, cause in _BUCKET_CAUSES.items():
-        if mark in text:
-            return cause
-    return text
+    known = (cause for marks, cause in _BUCKET_CAUSES.items() if any(m in text for m in marks))
+    return next(known, text)
