@@ -48,6 +48,11 @@ class ExportFormat(StrEnum):
     bf16 = "bf16"
     fp16 = "fp16"
 
+    @property
+    def torch_name(self) -> str:
+        """What torch calls it."""
+        return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.value]
+
 
 @spec
 class ExportSpec(Spec):
