@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
-import logging
 import os
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.kit.bucket import HAVE_BUCKET, serve_bucket
 from tidemill import storage
 from tidemill.errors import StorageError
 from tidemill.storage import Location, locate
@@ -244,25 +242,15 @@ def test_google_without_a_connection_says_so_within_its_patience() -> None:
         storage.read_bytes(place)
 
 
-if importlib.util.find_spec("moto"):
-    from moto.server import ThreadedMotoServer
+if HAVE_BUCKET:
 
     @pytest.fixture(scope="module")
     def endpoint() -> Iterator[str]:
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        with urllib.request.urlopen(
-            urllib.request.Request(f"http://{host}:{port}/tide", method="PUT"), timeout=30
-        ):
-            yield f"{host}:{port}"
-        server.stop()
+        with serve_bucket("tide") as endpoint:
+            yield endpoint
 
     @pytest.fixture
-    def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Location:
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    def bucket(endpoint: str) -> Location:
         return locate(f"s3://tide?endpoint_override={endpoint}&scheme=http")
 
     def test_the_verbs_work_on_a_bucket(bucket: Location) -> None:

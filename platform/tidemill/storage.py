@@ -113,8 +113,7 @@ def locate(uri: str) -> Location:
     the URI, e.g. `s3://bucket/runs?endpoint_override=127.0.0.1:9000&scheme=http`.
 
     Raises:
-        StorageError: The scheme is unknown, the URI holds a secret, or its filesystem cannot be
-            set up.
+        StorageError: The scheme is unknown, the URI holds a secret, or there is no such service.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:
@@ -133,8 +132,7 @@ def locate(uri: str) -> Location:
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (OSError, ValueError, pa.ArrowException) as error:
-        shown = uri.partition("?")[0]
-        raise StorageError(f"{shown}: {_reason(error)}; check the URI and credentials") from error
+        raise StorageError(f"{uri.partition('?')[0]}: {_reason(error)}; check the URI") from error
     if isinstance(filesystem, pafs.LocalFileSystem):
         return Location(path, filesystem, path)
     return Location(uri.rstrip("/"), filesystem, path)

@@ -82,7 +82,8 @@ class Exchange:
                 raise CorruptCheckpoint(outcomes[rank]["problem"]) from own
         if failed:
             where = f"rank {failed[0]}: " if self._world.size > 1 else ""
-            others = f" (and {len(failed) - 1} more ranks)" if len(failed) > 1 else ""
+            more = len(failed) - 1
+            others = f" (and {more} more rank{'s' * (more > 1)})" if more else ""
             raise CheckpointError(where + outcomes[failed[0]]["problem"] + others) from own
         return [heard["result"] for heard in outcomes]
 

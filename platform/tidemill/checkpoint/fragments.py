@@ -173,7 +173,7 @@ def plan_spans(copies: Iterable[Copy], longest: int, gap: int) -> Iterator[Span]
     """
     held: list[Copy] = []
     start = end = 0
-    for copy in _cut(sorted(copies, key=attrgetter("offset")), longest):
+    for copy in sorted(_cut(copies, longest), key=attrgetter("offset")):
         until = max(end, copy.offset + copy.size)
         if held and (copy.offset > end + gap or until - start > longest):
             yield Span(start, end - start, tuple(held))

@@ -85,6 +85,11 @@ class Manifest:
     files: dict[str, StoredFile]
 
     @property
+    def name(self) -> str:
+        """Name of its directory."""
+        return checkpoint_name(self.cursor.step, self.attempt)
+
+    @property
     def size(self) -> int:
         """Bytes of all its files."""
         return sum(file.size for file in self.files.values())
