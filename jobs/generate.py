@@ -5,10 +5,12 @@ from tidemill.spec.doors import GenerateSpec
 
 
 def main(spec: GenerateSpec) -> None:
-    """Print the prompt and what the model goes on with."""
-    from tidemill.train.generate import generate
+    """Print the prompt and what the model goes on with, as it comes."""
+    from tidemill.launch.weights import generate
 
-    print(generate(spec))
+    for text in generate(spec):
+        print(text, end="", flush=True)
+    print()
 
 
 if __name__ == "__main__":

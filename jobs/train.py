@@ -1,5 +1,7 @@
 """Train one run, or with -m several: `python jobs/train.py --help`."""
 
+from functools import partial
+
 from tidemill.compose import run_door
 from tidemill.plan.run import describe, make_run_plan
 from tidemill.spec.run import RunSpec
@@ -7,22 +9,24 @@ from tidemill.spec.run import RunSpec
 
 def main(spec: RunSpec) -> None:
     """Look before leaping, say the plan, train, and say where things are."""
-    from tidemill.launch.preflight import preflight
-    from tidemill.storage import locate
+    from tidemill.launch.preflight import Start, preflight
 
     ready = preflight(spec)
     plan = make_run_plan(spec, vocab=ready.corpus.vocab, train_tokens=ready.corpus.train_tokens)
     print(*describe(plan), ready.message, sep="\n", flush=True)
-    if ready.start != "finished":
-        from tidemill.launch.trainer import train
+    if ready.start is Start.finished:
+        return
 
-        print(train(spec, ready).message)
-
+    from tidemill.launch.trainer import train
     from tidemill.report.summary import write_summary
 
-    run = locate(spec.storage) / spec.name
-    write_summary(run)
-    print(f"summary: {run / 'summary.md'}\nloss curve: {run / 'loss.svg'}")
+    try:
+        outcome = train(ready, say=partial(print, flush=True))
+    finally:
+        print(f"summary: {write_summary(ready.run)}")
+    print(outcome.message)
+    if outcome.exit_code:
+        raise SystemExit(outcome.exit_code)
 
 
 if __name__ == "__main__":

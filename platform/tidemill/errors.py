@@ -12,6 +12,8 @@ Doors (`jobs/`) turn the first four into exit code 2, because nothing has been s
 `TrainingError` into exit code 1. Everything else is a bug in Tidemill and keeps its traceback.
 """
 
+from __future__ import annotations
+
 
 class TidemillError(Exception):
     """Base of every error Tidemill raises on purpose."""
@@ -33,6 +35,10 @@ class SpecError(TidemillError):
         self.key = key
         self.problem = problem
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[SpecError], tuple[str, str, str]]:
+        """Survive the way from a worker to the driver."""
+        return type(self), (self.key, self.problem, self.remedy)
 
 
 class DataError(TidemillError):
@@ -64,3 +70,7 @@ class TrainingError(TidemillError):
     def __init__(self, summary: str, details: str = "") -> None:
         super().__init__(summary)
         self.details = details
+
+    def __reduce__(self) -> tuple[type[TrainingError], tuple[str, str]]:
+        """Survive the way from a worker to the driver."""
+        return type(self), (str(self), self.details)

@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tidemill.compose.mistakes import MISTAKES, checked_overrides, explained, strays, traced
@@ -212,13 +212,17 @@ def _job_overrides(swept: set[str]) -> str:
     if settings.mode is not RunMode.MULTIRUN:
         return ""
     keys = swept | set(settings.sweeper.get("params") or ())
-    lines: list[str] = [str(line) for line in settings.overrides.task]
-    return ",".join(sorted(line for line in lines if line.partition("=")[0] in keys))
+    return ",".join(sorted(line for line in _typed() if line.partition("=")[0] in keys))
 
 
 def _names_itself(swept: set[str]) -> bool:
-    lines: list[str] = [str(line) for line in HydraConfig.get().overrides.task]
-    return "name" in swept or any(line.startswith("name=") and "${" in line for line in lines)
+    return "name" in swept or any(line.startswith("name=") and "${" in line for line in _typed())
+
+
+def _typed() -> list[str]:
+    """The overrides of the job that Hydra is running, as they were typed."""
+    typed = cast("ListConfig", HydraConfig.get().overrides.task)
+    return cast("list[str]", OmegaConf.to_container(typed, resolve=False))
 
 
 def _directory_name(text: str) -> str:
@@ -240,6 +244,8 @@ def _taken_literally(line: str, schema: type[Spec], *, sweeping: bool) -> str:
     known = keys_of(schema).get(key.lstrip("+"))
     if not separator or known is None or known.hint is not str or QUOTED.fullmatch(value):
         return line
+    if "${" in value and key in getattr(schema, "VERBATIM", ()):
+        return f"{key}=${{verbatim:{value.encode().hex()}}}"
     if sweeping:
         with contextlib.suppress(HydraException):
             OverridesParser.create().parse_overrides([line])

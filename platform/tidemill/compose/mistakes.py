@@ -95,9 +95,10 @@ def explained(error: Exception, schema: type[Spec]) -> TidemillError:
         case MissingConfigException() if error.missing_cfg_file:
             return _unknown_option(error.missing_cfg_file, error.options)
         case _:
-            cause = error.__cause__
+            # Hydra wraps what OmegaConf says, but not always on purpose.
+            inner = error.__cause__ or error.__context__
             return _from_message(
-                cause if isinstance(cause, OmegaConfBaseException) else error, schema
+                inner if isinstance(inner, OmegaConfBaseException) else error, schema
             )
 
 
@@ -114,15 +115,18 @@ def _from_message(error: Exception, schema: type[Spec]) -> SpecError:
         case OmegaConfBaseException() if key:
             return _wrong_value(key, text)
         case _:
-            return _without_key(text or repr(error))
+            return _without_key(text or repr(error), schema)
 
 
-def _without_key(text: str) -> SpecError:
+def _without_key(text: str, schema: type[Spec]) -> SpecError:
     several = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]*)=", text)
     if several:
         name = several[1]
         remedy = f"add -m to run one job for each, or write {name}=[...] for one list"
         return SpecError(name, "has several values", remedy)
+    unused = re.search(r"Could not override '(.*)'. No match in the defaults list", text)
+    if unused:
+        return unknown_key(unused[1], schema)
     return SpecError("configuration", text.partition("\n")[0], "see --help")
 
 

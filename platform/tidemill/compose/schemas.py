@@ -53,6 +53,7 @@ def register() -> None:
         group, _, name = f"schema/{path}".rpartition("/")
         store.store(group=group, name=name, node=schema, provider="tidemill")
     OmegaConf.register_new_resolver("share", _share, replace=True)
+    OmegaConf.register_new_resolver("verbatim", _verbatim, replace=True)
     OmegaConf.register_new_resolver("options", _help_on_group, replace=True)
     OmegaConf.register_new_resolver("shown", _help_on_key, replace=True)
 
@@ -60,6 +61,11 @@ def register() -> None:
 def _share(whole: float, share: float) -> int:
     """`${share:${steps},0.1}` is a tenth of the steps, rounded down."""
     return int(whole * share)
+
+
+def _verbatim(text: str) -> str:
+    """`${verbatim:247b7d}` is the text of these bytes, whatever OmegaConf would make of it."""
+    return bytes.fromhex(text).decode()
 
 
 def _help_on_group(group: str, *, _root_: DictConfig) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import time
 import uuid
@@ -31,6 +30,7 @@ from tidemill.storage import (
     publish,
     read_bytes,
     remove,
+    sync,
 )
 
 if TYPE_CHECKING:
@@ -138,11 +138,7 @@ def build(storage: Location, directory: Location, fill: Callable[[Location, str]
 def _settle(index: Index, hidden: Location, directory: Location) -> Index:
     """Rename a finished directory into place, unless another process has been first."""
     for shard in index.files():
-        with (
-            explained(hidden / shard.name, "write"),
-            Path(hidden.path, shard.name).open("rb") as file,
-        ):
-            os.fsync(file.fileno())
+        sync(hidden / shard.name)
     publish(hidden / INDEX, _to_json(index))
     while True:
         try:

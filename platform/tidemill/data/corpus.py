@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from dataclasses import asdict, dataclass
 
 from tidemill.data import cache
@@ -52,18 +51,6 @@ class Corpus:
     train_documents: int
     val_documents: int
     byte_level: bool
-
-    def bits_per_byte(self, loss: float) -> float | None:
-        """Turn a validation loss into bits per byte of text; None unless tokens are bytes.
-
-        The bits spent on ends of documents count, their tokens do not: they are no bytes.
-
-        Args:
-            loss: Mean over held-out targets, in nats.
-        """
-        if not self.byte_level or self.val_tokens <= self.val_documents:
-            return None
-        return loss / math.log(2) * self.val_tokens / (self.val_tokens - self.val_documents)
 
 
 def prepare_corpus(spec: DataSpec, storage: Location, *, sequence: int = 2) -> Corpus:

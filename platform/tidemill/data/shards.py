@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tidemill.errors import DataError
-from tidemill.storage import Location, explained, locate, open_input, open_output
+from tidemill.storage import Location, explained, locate, open_output
 
 COLUMN = "tokens"
 BATCH_TOKENS = 2**17  # at 2 bytes each, a range read whose transfer is shorter than its latency
@@ -261,6 +261,10 @@ class PackedTokens:
         with self._lock:
             if shard not in self._readers:
                 place = self._directory / self._shards[shard].name
-                source = pa.memory_map(place.path) if place.is_local else open_input(place)
+                source = (
+                    pa.memory_map(place.path)
+                    if place.is_local
+                    else place.filesystem.open_input_file(place.path)
+                )
                 self._readers[shard] = (pa.ipc.open_file(source), threading.Lock())
             return self._readers[shard]

@@ -90,7 +90,8 @@ def find_files(
     """List the files that `paths` name, each once, by location.
 
     A directory is walked to any depth. In a glob `*` stays within a name and `**` crosses
-    directories. Both pass over names that begin with a dot unless the glob spells the dot.
+    directories. Both pass over names that begin with a dot unless the glob spells the dot. In a URI
+    `?` begins its options and is no pattern.
 
     Args:
         paths: Files, directories or globs; local, or URIs that `locate` knows.
@@ -155,11 +156,14 @@ def _expand(path: str, exclude: Sequence[str], walked: str) -> list[SourceFile]:
 
 def _split_at_pattern(path: str) -> tuple[str, tuple[str, ...]]:
     """Cut a glob before its first pattern; a plain path, or one that exists as spelt, is whole."""
-    parts = path.split("/")
+    is_uri = "://" in path
+    place, mark, options = path.partition("?") if is_uri else (path, "", "")
+    parts = place.split("/")
     first = next((n for n, part in enumerate(parts) if PATTERN & set(part)), len(parts))
-    if first == len(parts) or ("://" not in path and Path(path).expanduser().exists()):
+    if first == len(parts) or (not is_uri and Path(path).expanduser().exists()):
         return path, ()
-    return "/".join(parts[:first]) or ("/" if path.startswith("/") else "."), tuple(parts[first:])
+    root = "/".join(parts[:first]) or ("/" if place.startswith("/") else ".")
+    return root + mark + options, tuple(parts[first:])
 
 
 def _walk(

@@ -1,7 +1,7 @@
 """What every spec shares: the decorator, checks that name the key, and a plain-data form.
 
 Specs are ordinary dataclasses so that OmegaConf can compose them (it refuses frozen ones), but type
-checkers treat them as frozen. The plain form tags each variant with its class name (`kind`), so
+checkers treat them as frozen. The plain form tags each variant with its class name (`variant`), so
 `from_plain(RunSpec, to_plain(run)) == run` needs no registry.
 """
 
@@ -62,11 +62,11 @@ class Spec:
 
 
 def to_plain(value: Any) -> Any:
-    """Turn a spec into dicts, lists and JSON scalars, variants tagged with `kind`."""
+    """Turn a spec into dicts, lists and JSON scalars, variants tagged with `variant`."""
     if is_dataclass(value) and not isinstance(value, type):
         plain: Plain = {}
         if type(value).__mro__[1] is not Spec:
-            plain["kind"] = type(value).__name__
+            plain["variant"] = type(value).__name__
         plain.update({field.name: to_plain(getattr(value, field.name)) for field in fields(value)})
         return plain
     if isinstance(value, StrEnum):
@@ -80,30 +80,30 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
-    """Rebuild a spec of type `cls` (or the variant that `plain["kind"]` names).
+    """Rebuild a spec of type `cls` (or the variant that `plain["variant"]` names).
 
     Raises:
         SpecError: A key or a variant is unknown to this version.
     """
-    kind = plain.get("kind")
-    target = cls if kind is None else _variant(cls, str(kind))
+    variant = plain.get("variant")
+    target = cls if variant is None else _variant(cls, str(variant))
     hints = typing.get_type_hints(target)
     names = {field.name for field in fields(typing.cast("Any", target))}
-    unknown = sorted(set(plain) - names - {"kind"})
+    unknown = sorted(set(plain) - names - {"variant"})
     if unknown:
         raise SpecError(
             unknown[0], f"{target.__name__} has no such key", "use the version that wrote it"
         )
     return target(
-        **{key: _decode(hints[key], item) for key, item in plain.items() if key != "kind"}
+        **{key: _decode(hints[key], item) for key, item in plain.items() if key != "variant"}
     )
 
 
-def _variant(cls: type[T], kind: str) -> type[T]:
+def _variant(cls: type[T], name: str) -> type[T]:
     for candidate in _family(cls):
-        if candidate.__name__ == kind:
+        if candidate.__name__ == name:
             return candidate
-    raise SpecError("kind", f"{kind} is no {cls.__name__}", "use the version that wrote it")
+    raise SpecError("variant", f"{name} is no {cls.__name__}", "use the version that wrote it")
 
 
 def _family(cls: type[T]) -> Iterator[type[T]]:

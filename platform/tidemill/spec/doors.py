@@ -7,6 +7,7 @@ run itself, so nothing is said twice.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import ClassVar
 
 from tidemill.spec.base import Spec, spec
 
@@ -23,7 +24,11 @@ class GenerateSpec(Spec):
         top_k: Sample among this many likeliest tokens; 0 among all.
         seed: Seeds the sampling.
         storage: Directory or URI that holds the run.
+
+        VERBATIM: Fields whose text means nothing to any configuration system.
     """
+
+    VERBATIM: ClassVar[frozenset[str]] = frozenset({"prompt"})
 
     run: str
     prompt: str = ""

@@ -97,7 +97,7 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
         world.rank
     )
     saved_step, evaluated_step = cursor.step, -1
-    loss = math.nan
+    loss, began_s = math.nan, time.perf_counter()
     while cursor.step < spec.steps:
         started_s = time.perf_counter()
         taken = [parts.stream.take(cursor.samples, slot) for slot in slots]
@@ -138,7 +138,14 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
         evaluate(spec, parts, world, cursor)
     if saved_step != cursor.step:
         save(parts, cursor, loss)
-    if not finished:
+    if finished:
+        record(
+            EventKind.finished,
+            step=cursor.step,
+            loss=loss,
+            seconds=time.perf_counter() - began_s,
+        )
+    else:
         record(EventKind.stopped, step=cursor.step)
     return cursor
 

@@ -1,0 +1,64 @@
+"""Asking a run to save and stop: a marker file in its directory, seen by rank 0.
+
+The marker needs no process, port or permission beyond what a run has anyway, and works from any
+machine that sees the storage. It names the launch, so it cannot stop a later one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from tidemill.errors import StorageError
+from tidemill.storage import Location, exists, publish, remove
+
+LOCAL_POLL_S = 0.2
+REMOTE_POLL_S = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+def stop_marker(run: Location, launch: int) -> Location:
+    """The file whose presence stops the launch whose first attempt is `launch`."""
+    return run / "control" / f"stop-a{launch:04d}"
+
+
+def request_stop(run: Location, launch: int) -> None:
+    """Ask the launch to commit a checkpoint and stop."""
+    publish(stop_marker(run, launch), b"")
+
+
+def withdraw_stop(run: Location, launch: int) -> None:
+    """Remove what `request_stop` left."""
+    remove(run / "control" if run.is_local else stop_marker(run, launch))
+
+
+class StopWatch:
+    """Looks for the marker in a thread, so that asking costs training nothing."""
+
+    def __init__(self, run: Location, launch: int) -> None:
+        """Begin to look."""
+        self._marker = stop_marker(run, launch)
+        self._pause_s = LOCAL_POLL_S if run.is_local else REMOTE_POLL_S
+        self._seen = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="stop-watch", daemon=True)
+        self._thread.start()
+
+    def requested(self) -> bool:
+        """Whether the marker has been seen."""
+        return self._seen.is_set()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closing.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closing.wait(self._pause_s):
+            try:
+                if exists(self._marker):
+                    self._seen.set()
+                    return
+            except StorageError as error:
+                logger.warning("cannot look for a stop request: %s", error)

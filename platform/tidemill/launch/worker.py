@@ -1,0 +1,173 @@
+"""The composition root of one rank: everything the loop needs, put together from plain data.
+
+A worker is a function of (spec, world, last state). Start, restart and resume are this one path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from tidemill.checkpoint.manifest import Header
+from tidemill.checkpoint.store import Store
+from tidemill.data.corpus import Corpus, open_stream
+from tidemill.launch.metrics import MeteredRecorder
+from tidemill.launch.stop import StopWatch
+from tidemill.plan.batch import make_batch_plan
+from tidemill.report.events import EventLog, next_attempt
+from tidemill.spec.base import from_plain
+from tidemill.spec.progress import Cursor, EventKind, Recorder, World
+from tidemill.spec.run import RunSpec
+from tidemill.storage import Location, locate
+from tidemill.train.engine import Engine, build_engine
+from tidemill.train.loop import Parts, train
+from tidemill.train.model import build_model
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """The recorder of every rank but the first."""
+
+    def record(self, kind: EventKind, **fields: Any) -> None:
+        """Drop the event."""
+
+
+def run_worker(config: dict[str, Any]) -> None:
+    """Train on this rank until the run is done or asked to stop.
+
+    Args:
+        config: `spec` and `corpus` in plain form, and `launch`, as made by `trainer.train`.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    spec = from_plain(RunSpec, config["spec"])
+    run = locate(spec.storage) / spec.name
+    torch.set_num_threads(max(1, int(spec.scale.cpus_per_worker)))
+    world = _world(run)
+    with _recording(spec, run, world) as recorder, _watching(run, config["launch"], world) as stop:
+        cursor = _train(spec, Corpus(**config["corpus"]), run, world, recorder, stop)
+    ray.train.report({"step": cursor.step})
+
+
+def _train(
+    spec: RunSpec,
+    corpus: Corpus,
+    run: Location,
+    world: World,
+    recorder: Recorder,
+    stop: StopWatch | None,
+) -> Cursor:
+    model = build_model(
+        spec.model, vocab=corpus.vocab, sequence=spec.batch.sequence, seed=spec.seed
+    )
+    recorder.record(
+        EventKind.attempt_started,
+        world=world.size,
+        strategy=spec.strategy.name,
+        precision=spec.precision.kind.value,
+        accumulate=make_batch_plan(
+            spec.batch.global_size, spec.batch.micro_size, world.size
+        ).accumulate,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        device=world.device,
+        corpus=corpus.digest,
+    )
+    engine = build_engine(spec, model, world)
+    header = Header(
+        run=spec.name,
+        digest=spec.digest(),
+        identity=spec.identity(),
+        corpus_digest=corpus.digest,
+        strategy=spec.strategy.name,
+        precision=spec.precision.kind.value,
+    )
+    store = Store(run, header=header, world=world, keep_last=spec.checkpoint.keep_last)
+    store.sweep()
+    cursor = _restore(engine, store, recorder)
+    parts = Parts(
+        engine=engine,
+        stream=open_stream(
+            spec.data, corpus, seed=spec.seed, sequence=spec.batch.sequence, split="train"
+        ),
+        held_out=open_stream(
+            spec.data, corpus, seed=spec.seed, sequence=spec.batch.sequence, split="val"
+        ),
+        byte_level=corpus.byte_level,
+        store=store,
+        recorder=recorder,
+        stop_requested=stop.requested if stop else lambda: False,
+    )
+    return train(spec, parts, world, cursor)
+
+
+def _restore(engine: Engine, store: Store, recorder: Recorder) -> Cursor:
+    """Load the newest checkpoint that is whole, if there is one."""
+
+    def refused(place: Location, reason: str) -> None:
+        recorder.record(EventKind.checkpoint_refused, name=place.name, reason=reason)
+
+    wanted = engine.wanted()
+    cursor = store.load(wanted, refused)
+    if cursor is None:
+        return Cursor()
+    engine.restore(wanted)
+    recorder.record(EventKind.restored, step=cursor.step, samples=cursor.samples)
+    return cursor
+
+
+def _world(run: Location) -> World:
+    """This rank's place, and the attempt's number, which rank 0 decides."""
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    rank = context.get_world_rank()
+    attempt = torch.tensor([next_attempt(run) if rank == 0 else 0], device=device)
+    dist.broadcast(attempt, src=0)
+    return World(
+        rank=rank,
+        size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        device=str(device),
+        attempt=int(attempt),
+    )
+
+
+@contextlib.contextmanager
+def _recording(spec: RunSpec, run: Location, world: World) -> Iterator[Recorder]:
+    """Rank 0's event log, with a last word about whatever went wrong."""
+    if world.rank != 0:
+        yield Quiet()
+        return
+    log = EventLog(run, world.attempt)
+    try:
+        yield MeteredRecorder(log, spec.name, world)
+    except Exception as error:
+        log.record(
+            EventKind.failed,
+            rank=world.rank,
+            error=f"{type(error).__name__}: {error}",
+            traceback=traceback.format_exc(),
+        )
+        raise
+    finally:
+        log.close()
+
+
+@contextlib.contextmanager
+def _watching(run: Location, launch: int, world: World) -> Iterator[StopWatch | None]:
+    """Rank 0's watch for a stop request; the others hear of it when ranks agree on a step."""
+    if world.rank != 0:
+        yield None
+        return
+    watch = StopWatch(run, launch)
+    try:
+        yield watch
+    finally:
+        watch.close()
