@@ -108,7 +108,7 @@ class SyntheticStream:
         ragged: Share of samples whose tail targets are masked; a quarter of them keep no target.
         seed: The run's seed.
         sequence: S, tokens per sample.
-        split: As for `TokenStream`; the two splits share no sample.
+        split: As for `TokenStream`; the two splits are drawn apart.
     """
 
     def __init__(
