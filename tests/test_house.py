@@ -135,12 +135,14 @@ def test_module_names_say_something(path: Path) -> None:
 
 @in_package
 def test_modules_hold_one_idea(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= LONGEST_MODULE
 
 
 @pytest.mark.parametrize("path", DOORS, ids=[path.name for path in DOORS])
 def test_doors_stay_thin(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_DOOR
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= LONGEST_DOOR
 
 
 def test_every_conf_group_has_a_spec() -> None:
