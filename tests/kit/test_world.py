@@ -63,13 +63,19 @@ def test_a_timeout_says_where_each_late_rank_was() -> None:
         run_world(_sleep, 2, timeout_s=3)
 
 
-def test_ranks_have_what_launchers_set_and_the_parent_keeps_its_own() -> None:
+def test_ranks_have_our_environment_and_what_launchers_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TASTE", "salt")
     before = dict(os.environ)
     ranks = run_world(_environment, 2, env={"COLOUR": "teal"})
     assert [rank["RANK"] + rank["LOCAL_RANK"] + rank["WORLD_SIZE"] for rank in ranks] == [
         "002",
         "112",
     ]
-    assert all(rank["DS_ACCELERATOR"] == "cpu" and rank["COLOUR"] == "teal" for rank in ranks)
+    assert all(
+        rank["DS_ACCELERATOR"] == "cpu" and rank["COLOUR"] + rank["TASTE"] == "tealsalt"
+        for rank in ranks
+    )
     assert ranks[0]["MASTER_PORT"] == ranks[1]["MASTER_PORT"]
     assert dict(os.environ) == before

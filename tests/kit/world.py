@@ -111,8 +111,8 @@ def run_world(
 ) -> list[Any]:
     """Call `fn(world, *args)` on `size` ranks and wait for all of them.
 
-    Each rank has the default gloo process group, one torch thread, the environment variables that
-    launchers set (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...) and DeepSpeed on the CPU.
+    Each rank has the default gloo process group, one torch thread, DeepSpeed on the CPU, and this
+    process's environment with what launchers add to it (RANK, WORLD_SIZE, MASTER_ADDR, ...).
 
     Args:
         fn: A module-level function; its first argument is the rank's `World`.
@@ -135,7 +135,7 @@ def run_world(
         for rank in range(size):
             birth = _Birth(
                 World(rank=rank, size=size, local_rank=rank),
-                _variables(rank, size) | dict(env or {}),
+                dict(os.environ) | _variables(rank, size) | dict(env or {}),
                 str(scratch),
                 timeout_s,
             )
@@ -265,6 +265,7 @@ def _live(
     birth: _Birth, outbox: connection.Connection, fn: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    os.environ.clear()  # it is the server's, as it was when the server started
     os.environ.update(birth.variables)
     world, scratch = birth.world, Path(birth.scratch)
     stack = (scratch / f"stack-{world.rank}").open("w")
