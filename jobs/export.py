@@ -5,10 +5,10 @@ from tidemill.spec.doors import ExportSpec
 
 
 def main(spec: ExportSpec) -> None:
-    """Write the weights of the newest checkpoint and say where they are."""
+    """Write the weights and say where they are."""
     from tidemill.launch.weights import export
 
-    print(f"weights: {export(spec)}")
+    print(f"weights of {spec.run}: {export(spec)}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ def main(spec: GenerateSpec) -> None:
     """Print the prompt and what the model goes on with, as it comes."""
     from tidemill.launch.weights import generate
 
-    for text in generate(spec):
-        print(text, end="", flush=True)
+    for piece in generate(spec):
+        print(piece, end="", flush=True)
     print()
 
 

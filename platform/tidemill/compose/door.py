@@ -216,7 +216,7 @@ def _job_overrides(swept: set[str]) -> str:
 
 
 def _names_itself(swept: set[str]) -> bool:
-    return "name" in swept or any(line.startswith("name=") and "${" in line for line in _typed())
+    return "name" in swept or any(line.startswith("name=") and "$" in line for line in _typed())
 
 
 def _typed() -> list[str]:

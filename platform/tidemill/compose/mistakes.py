@@ -95,8 +95,9 @@ def explained(error: Exception, schema: type[Spec]) -> TidemillError:
         case MissingConfigException() if error.missing_cfg_file:
             return _unknown_option(error.missing_cfg_file, error.options)
         case _:
-            # Hydra wraps what OmegaConf says, but not always on purpose.
-            inner = error.__cause__ or error.__context__
+            # Hydra wraps what OmegaConf says, but does not always call it the cause.
+            inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+            inner = inner or error.__context__
             return _from_message(
                 inner if isinstance(inner, OmegaConfBaseException) else error, schema
             )
