@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +20,16 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs as pafs
 
+from tests.kit.bucket import HAVE_BUCKET, serve_bucket
 from tidemill.data import cache, corpus, packing, shards
 from tidemill.data.corpus import Corpus, open_stream, prepare_corpus
 from tidemill.data.shards import Layout, PackedTokens
+from tidemill.data.stream import Stream
 from tidemill.data.text import END_OF_DOCUMENT, TextDocument
 from tidemill.errors import DataError, StorageError
 from tidemill.plan.batch import Slot
 from tidemill.spec.training import DataSpec, SyntheticSpec, TextSpec, TokensSpec
-from tidemill.storage import Location, locate
+from tidemill.storage import Location, locate, publish
 
 SMALL = Layout(shard_tokens=64, batch_tokens=16)
 TEXTS = [f"document {n}: " + "tide " * (n % 7) for n in range(40)]
@@ -569,3 +572,36 @@ def test_who_comes_second_to_an_object_store_takes_what_is_there(
     index = cache.find(bucket / "cache" / others[0].uri.rsplit("/", 1)[1])
     assert index is not None
     assert len(names_in(bucket)) == 1 + len(index.files())
+
+
+if HAVE_BUCKET:
+
+    @pytest.fixture(scope="module")
+    def endpoint() -> Iterator[str]:
+        with serve_bucket("tide") as endpoint:
+            yield endpoint
+
+    def test_from_bucket_to_bucket(endpoint: str, texts: TextSpec, storage: Location) -> None:
+        options = f"endpoint_override={endpoint}&scheme=http"
+        for path in Path(texts.paths[0]).iterdir():
+            publish(locate(f"s3://tide/in/{path.name}?{options}"), path.read_bytes())
+        spec = TextSpec(paths=[f"s3://tide/in/*.txt?{options}"], held_out=texts.held_out)
+        bucket = locate(f"s3://tide/runs?{options}")
+        far, near = prepare_corpus(spec, bucket), prepare_corpus(texts, storage)
+        assert far.digest == near.digest
+        assert prepare_corpus(spec, bucket) == far
+        streams: list[Stream] = [
+            open_stream(texts, made, seed=3, sequence=24, split="train") for made in (far, near)
+        ]
+        slot = Slot(start=0, size=16)
+        streams[0].take(0, slot)
+        again = pickle.loads(pickle.dumps(streams[0]))  # noqa: S301 - our own bytes
+        for stream in (streams[0], again):
+            assert np.array_equal(stream.take(16, slot).inputs, streams[1].take(16, slot).inputs)
+
+    def test_a_missing_path_in_a_bucket_is_named(endpoint: str, storage: Location) -> None:
+        options = f"endpoint_override={endpoint}&scheme=http"
+        with pytest.raises(DataError, match=r"s3://tide/none.* does not exist"):
+            prepare_corpus(TextSpec(paths=[f"s3://tide/none?{options}"]), storage)
+        with pytest.raises(DataError, match=r"s3://tide/none/\*.* matches no file"):
+            prepare_corpus(TextSpec(paths=[f"s3://tide/none/*.txt?{options}"]), storage)

@@ -69,6 +69,20 @@ def test_rows_are_read_some_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
     assert read(tmp_path / "a.parquet") == rows
 
 
+def test_a_file_is_not_held_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    noise = np.random.default_rng(0).integers(0, 2**31, 4_000_000, dtype=np.int32)
+    ends = pa.array(np.arange(0, len(noise) + 1, 100, dtype=np.int32))
+    lists = pa.ListArray.from_arrays(ends, pa.array(noise))
+    pq.write_table(pa.table({"tokens": lists}), path, row_group_size=10**6)
+    assert path.stat().st_size > 15 * 10**6
+    source = open_tokens(TokensSpec(paths=[str(path)], vocab=2**31))
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in source.documents(source.files[0])]
+    assert len(held) == 40_000
+    assert max(held) < 8 * 10**6
+
+
 def test_a_directory_means_its_parquet_files(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", [[1]])
     write(tmp_path / "in/b.parquet", [[2]])

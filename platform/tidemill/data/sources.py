@@ -42,17 +42,17 @@ class SourceFile:
 
 
 class Document(Protocol):
-    """One document, read piece by piece so that none has to fit in memory.
-
-    Attributes:
-        hash: sha256 of its content.
-        tokens: Number of its tokens, at least 1.
-    """
+    """One document, read piece by piece so that none has to fit in memory."""
 
     @property
-    def hash(self) -> bytes: ...  # noqa: D102
+    def hash(self) -> bytes:
+        """sha256 of its content."""
+        ...
+
     @property
-    def tokens(self) -> int: ...  # noqa: D102
+    def tokens(self) -> int:
+        """Number of its tokens, at least 1."""
+        ...
 
     def pieces(self) -> Iterator[NDArray[np.unsignedinteger]]:
         """Its tokens in order, some millions at a time."""
@@ -60,20 +60,22 @@ class Document(Protocol):
 
 
 class Source(Protocol):
-    """Documents to be packed.
-
-    Attributes:
-        files: The files that hold them, by location.
-        vocab: Number of distinct tokens.
-        byte_level: Whether tokens are bytes.
-    """
+    """Documents to be packed."""
 
     @property
-    def files(self) -> Sequence[SourceFile]: ...  # noqa: D102
+    def files(self) -> Sequence[SourceFile]:
+        """The files that hold them, by location."""
+        ...
+
     @property
-    def vocab(self) -> int: ...  # noqa: D102
+    def vocab(self) -> int:
+        """Number of distinct tokens."""
+        ...
+
     @property
-    def byte_level(self) -> bool: ...  # noqa: D102
+    def byte_level(self) -> bool:
+        """Whether tokens are bytes."""
+        ...
 
     def documents(self, file: SourceFile) -> Iterator[Document]:
         """The documents of one file in order; empty ones are left out.

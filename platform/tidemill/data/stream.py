@@ -42,14 +42,12 @@ class Samples:
 
 
 class Stream(Protocol):
-    """Samples by number; picklable.
-
-    Attributes:
-        samples: Samples per epoch; for validation, all there are.
-    """
+    """Samples by number; picklable."""
 
     @property
-    def samples(self) -> int: ...  # noqa: D102
+    def samples(self) -> int:
+        """Samples per epoch; for validation, all there are."""
+        ...
 
     def take(self, first: int, slot: Slot) -> Samples:
         """Give the samples of one slot of the step that begins with sample `first`.

@@ -7,6 +7,7 @@ that a bad token is named by file and row before anything is written.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROWS_AT_ONCE = 256
+BUFFER_BYTES = 2**20  # else pyarrow reads all of a file ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +34,11 @@ class TokensDocument:
 
     Attributes:
         values: Its tokens, uint32.
+        hash: sha256 of its tokens as little-endian 32-bit numbers.
     """
 
     values: NDArray[np.uint32]
-
-    @property
-    def hash(self) -> bytes:
-        """sha256 of its tokens as little-endian 32-bit numbers."""
-        return hashlib.sha256(self.values.astype("<u4", copy=False).tobytes()).digest()
+    hash: bytes
 
     @property
     def tokens(self) -> int:
@@ -68,7 +67,7 @@ class TokensSource:
         """
         row = 0
         with open_source(file) as reader:
-            parquet = pq.ParquetFile(reader)
+            parquet = pq.ParquetFile(reader, buffer_size=BUFFER_BYTES, pre_buffer=False)
             self._check_type(file, parquet.schema_arrow)
             for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=[self.column]):
                 yield from self._rows(file, batch.column(0), row)
@@ -106,10 +105,12 @@ class TokensSource:
         if len(values) and (values.min() < 0 or values.max() >= self.vocab):
             at = int(np.flatnonzero((values < 0) | (values >= self.vocab))[0])
             raise self._bad_token(file, first_row + _row_of(at, ends), str(values[at]))
-        values = values.astype(np.uint32)
-        for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+        values = values.astype("<u4")
+        content = memoryview(values.tobytes())
+        for start, end in itertools.pairwise([0, *ends.tolist()]):
             if end > start:
-                yield TokensDocument(values[start:end])
+                digest = hashlib.sha256(content[4 * start : 4 * end]).digest()
+                yield TokensDocument(values[start:end], digest)
 
     def _bad_token(self, file: SourceFile, row: int, token: str) -> DataError:
         return DataError(
