@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pickle
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -78,6 +79,25 @@ def _here(run: Path, keep_last: int = 2, attempt: int = 1) -> Store:
     return _store(World(), str(run), keep_last, attempt)
 
 
+def _on(size: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
+    """Call `fn` on `size` ranks; one rank needs no other process."""
+    return run_world(fn, size, *args) if size > 1 else [fn(World(), *args)]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of which two ranks saved steps 3, 5 and 7; not to be changed."""
+    run = tmp_path_factory.mktemp("saved")
+    run_world(_save, 2, str(run), [3, 5, 7])
+    return run
+
+
+@pytest.fixture
+def run(saved: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    return shutil.copytree(saved, tmp_path / "run")
+
+
 def _names(run: Path) -> list[str]:
     return [place.name for place in committed(locate(str(run)))]
 
@@ -95,8 +115,8 @@ def _files(run: Path) -> list[str]:
 def test_what_one_world_saves_any_world_loads_bit_for_bit(
     tmp_path: Path, saved: int, loaded: int
 ) -> None:
-    run_world(_save, saved, str(tmp_path), [5, 7])
-    for found in run_world(_load, loaded, str(tmp_path), 7):
+    _on(saved, _save, str(tmp_path), [5, 7])
+    for found in _on(loaded, _load, str(tmp_path), 7):
         assert found == [(Cursor(step=7, samples=56), [], True, SCALARS | {"seed": 7})] * 2
 
 
@@ -192,24 +212,23 @@ def _save_and_die(world: World, uri: str, moment: str) -> None:
     ],
 )
 def test_a_kill_leaves_the_old_checkpoint_or_the_new_one(
-    tmp_path: Path, moment: str, culprit: int, survivor: int
+    run: Path, moment: str, culprit: int, survivor: int
 ) -> None:
-    run_world(_save, 2, str(tmp_path), [3, 5, 7])
     with pytest.raises(RankFailed) as failure:
-        run_world(_save_and_die, 2, str(tmp_path), moment)
+        run_world(_save_and_die, 2, str(run), moment)
     assert (failure.value.rank, failure.value.exit_code) == (culprit, -signal.SIGKILL)
 
-    for found in run_world(_load, 3, str(tmp_path), survivor):
+    for found in run_world(_load, 3, str(run), survivor):
         for cursor, refused, same, scalars in found:
             assert cursor == Cursor(step=survivor, samples=8 * survivor)
             assert (refused, same, scalars["seed"]) == ([], True, survivor)
 
-    whole_ones = _names(tmp_path)
-    torn = {path.name for path in (tmp_path / "checkpoints").iterdir()} - set(whole_ones)
+    whole_ones = _names(run)
+    torn = {path.name for path in (run / "checkpoints").iterdir()} - set(whole_ones)
     assert bool(torn) == (moment != "after the manifest")
-    swept = _here(tmp_path, attempt=3).sweep()
+    swept = _here(run, attempt=3).sweep()
     assert set(swept) == torn
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(whole_ones)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == sorted(whole_ones)
 
 
 def test_a_sweep_takes_only_uncommitted_directories_of_earlier_attempts(tmp_path: Path) -> None:
@@ -248,11 +267,10 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @pytest.mark.parametrize("reason", DAMAGE, ids=[name for name, _ in DAMAGE.values()])
 def test_a_damaged_checkpoint_is_refused_by_all_and_the_previous_one_used(
-    tmp_path: Path, reason: str
+    run: Path, reason: str
 ) -> None:
-    run_world(_save, 2, str(tmp_path), [5, 7])
-    DAMAGE[reason][1](tmp_path / "checkpoints/step-0000000007-a0001")
-    for found in run_world(_load, 3, str(tmp_path), 5):
+    DAMAGE[reason][1](run / "checkpoints/step-0000000007-a0001")
+    for found in run_world(_load, 3, str(run), 5):
         for cursor, refused, same, scalars in found:
             assert (cursor, same, scalars["seed"]) == (Cursor(step=5, samples=40), True, 5)
             assert [name for name, _ in refused] == ["step-0000000007-a0001"]
@@ -278,15 +296,14 @@ def _load_fails(world: World, uri: str, stray: str = "") -> tuple[str, list[str]
     return str(error.value), refused
 
 
-def test_checkpoints_of_which_none_is_whole_stop_the_run(tmp_path: Path) -> None:
-    run_world(_save, 2, str(tmp_path), [5, 7])
-    for name in _names(tmp_path):
-        os.truncate(tmp_path / "checkpoints" / name / "rank-00000.bin", 10)
-    first, second = run_world(_load_fails, 2, str(tmp_path))
+def test_checkpoints_of_which_none_is_whole_stop_the_run(run: Path) -> None:
+    for name in _names(run):
+        os.truncate(run / "checkpoints" / name / "rank-00000.bin", 10)
+    first, second = run_world(_load_fails, 2, str(run))
     assert first == second
     assert "no checkpoint is whole" in first[0]
     assert "step-0000000005-a0001: rank-00000.bin has 10 bytes" in first[0]
-    assert first[1] == ["step-0000000007-a0001", "step-0000000005-a0001"]
+    assert first[1] == [f"step-000000000{step}-a0001" for step in (7, 5, 3)]
 
 
 @pytest.mark.parametrize(
@@ -299,10 +316,9 @@ def test_checkpoints_of_which_none_is_whole_stop_the_run(tmp_path: Path) -> None
     ],
 )
 def test_another_model_is_refused_by_all_naming_the_tensor(
-    tmp_path: Path, stray: str, complaint: str
+    run: Path, stray: str, complaint: str
 ) -> None:
-    run_world(_save, 1, str(tmp_path), [5])
-    first, second = run_world(_load_fails, 2, str(tmp_path), stray)
+    first, second = run_world(_load_fails, 2, str(run), stray)
     assert first == second
     assert complaint in first[0]
     assert first[1] == []
@@ -374,20 +390,17 @@ def _save_fails(world: World, uri: str, trouble: str) -> tuple[str, list[str], i
     ],
 )
 def test_trouble_on_one_rank_fails_all_alike_and_leaves_the_old_checkpoint_alone(
-    tmp_path: Path, trouble: str, complaint: str
+    run: Path, trouble: str, complaint: str
 ) -> None:
-    run = tmp_path / "run"
-    run_world(_save, 2, str(run), [7])
     before = _files(run)
     first, second = run_world(_save_fails, 2, str(run), trouble)
     assert first == second
     assert complaint in first[0]
     assert first[1] == before, "nothing is left of it"
     assert first[2] == 9, "and the next save works"
-    for found in run_world(_load, 1, str(run), 9):
-        assert [(cursor, same) for cursor, _, same, _ in found] == [
-            (Cursor(step=9, samples=72), True)
-        ] * 2
+    state = whole(blank(make_tensors(9)))
+    assert _here(run, attempt=3).load(state, _unexpected) == Cursor(step=9, samples=72)
+    assert same_pieces(state, make_tensors(9))
 
 
 # --- what is kept ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +33,15 @@ def _die_on(world: World, culprit: int) -> None:
     dist.barrier()
 
 
+def _look_for_the_other(world: World) -> bool:
+    pids = [torch.zeros(1, dtype=torch.int64) for _ in range(2)]
+    dist.all_gather(pids, torch.tensor([os.getpid()]))
+    if world.rank == 1:
+        return True
+    time.sleep(0.5)
+    return Path(f"/proc/{int(pids[1])}").exists()
+
+
 def _sleep(_: World) -> None:
     time.sleep(3600)
 
@@ -56,6 +66,10 @@ def test_a_killed_rank_is_named_though_its_peers_complain() -> None:
     with pytest.raises(RankFailed) as failure:
         run_world(_die_on, 3, 1)
     assert (failure.value.rank, failure.value.exit_code) == (1, -signal.SIGKILL)
+
+
+def test_a_rank_that_is_done_stays_until_the_others_are() -> None:
+    assert run_world(_look_for_the_other, 2) == [True, True]
 
 
 def test_a_timeout_says_where_each_late_rank_was() -> None:

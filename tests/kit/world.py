@@ -36,6 +36,8 @@ PRELOADED = (
     "torch.distributed.fsdp",
     "deepspeed",
     "numpy",
+    "pyarrow.fs",
+    "safetensors.torch",
     "pytest",
     "hypothesis",
 )
@@ -92,9 +94,8 @@ class _Rank:
     def listen(self) -> None:
         """Take the rank's last word, or note that there will be none."""
         self.heard = True
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError, ConnectionError):
             self.word = pickle.loads(self.inbox.recv_bytes())  # noqa: S301 - from our own child
-        self.inbox.close()
 
     @property
     def failed(self) -> bool:
@@ -139,7 +140,7 @@ def run_world(
                 str(scratch),
                 timeout_s,
             )
-            inbox, outbox = context.Pipe(duplex=False)
+            inbox, outbox = context.Pipe()
             process = context.Process(
                 target=_live,
                 args=(birth, outbox, fn, args),
@@ -173,6 +174,9 @@ def _wait(ranks: list[_Rank], scratch: Path, timeout_s: float) -> None:
             while not all(rank.heard for rank in ranks) and time.monotonic() < quiet_s:
                 _listen(ranks, max(quiet_s - time.monotonic(), 0.0))
             raise _first_failure(ranks)
+    for rank in ranks:
+        with contextlib.suppress(OSError):  # it died after its last word; its exit code tells
+            rank.inbox.send_bytes(b"")
     for number, rank in enumerate(ranks):
         rank.process.join(max(deadline_s - time.monotonic(), GRACE_S))
         if rank.process.exitcode != 0:
@@ -289,5 +293,7 @@ def _live(
     except BaseException:  # noqa: BLE001 - the parent raises it, whatever it is
         outbox.send_bytes(pickle.dumps(_Word(time.monotonic(), None, traceback.format_exc())))
         os._exit(1)
+    with contextlib.suppress(EOFError, ConnectionError):
+        outbox.recv_bytes()  # a rank that left early would break what others still set up
     if dist.is_initialized():
         dist.destroy_process_group()
