@@ -252,6 +252,15 @@ def test_the_same_files_by_another_spelling_are_found(
     assert prepare_corpus(spelt, storage) == made
 
 
+def test_the_same_files_divided_otherwise_are_packed_anew(
+    texts: TextSpec, storage: Location
+) -> None:
+    made = prepare_corpus(texts, storage)
+    other = prepare_corpus(TextSpec(paths=texts.paths, held_out=0.0), storage)
+    assert other.uri != made.uri
+    assert (made.val_documents > 0, other.val_documents) == (True, 0)
+
+
 def test_a_changed_file_makes_another_corpus(texts: TextSpec, storage: Location) -> None:
     made = prepare_corpus(texts, storage)
     path = Path(texts.paths[0], "000.txt")

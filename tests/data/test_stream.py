@@ -253,6 +253,9 @@ def test_no_more_batches_are_held_than_allowed(
     packed.gather([0], 1)
     packed.gather([100], 1)
     assert list(packed._cached) == [0, 6]  # the last ones used
+    packed.gather([0], 1)  # used again, so not the next to go
+    packed.gather([200], 1)
+    assert list(packed._cached) == [0, 12]
 
 
 def test_threads_may_share_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
