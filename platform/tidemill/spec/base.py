@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -45,9 +46,10 @@ class Spec:
             raise SpecError(f"{self.GROUP}.{field}" if self.GROUP else field, problem, remedy)
 
     def require_at_least(self, minimum: float, *names: str) -> None:
-        """Raise `SpecError` for the first of `names` whose value is below `minimum`."""
+        """Raise `SpecError` for the first of `names` below `minimum`, or not finite."""
         for name in names:
             value = getattr(self, name)
+            self.require(value < math.inf, name, f"{value} is not finite", "use a finite number")
             self.require(
                 value >= minimum, name, f"{value} is too small", f"use {minimum:g} or more"
             )

@@ -24,7 +24,7 @@ class Key:
     """Where a dotted key comes from.
 
     Attributes:
-        owner: The spec class that has the field.
+        owner: The spec class that has the field, before its variants.
         hint: The field's type.
     """
 
@@ -35,7 +35,10 @@ class Key:
 @cache
 def keys_of(schema: type[Spec]) -> Mapping[str, Key]:
     """Every dotted key of `schema` that holds a value; keys of variants included."""
-    return dict(_walk(schema, ""))
+    found: dict[str, Key] = {}
+    for name, key in _walk(schema, ""):
+        found.setdefault(name, key)  # variants repeat what they inherit
+    return found
 
 
 @cache

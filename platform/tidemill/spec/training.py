@@ -179,7 +179,7 @@ class OptimSpec(Spec):
 
     def __post_init__(self) -> None:
         self.require(self.lr > 0, "lr", f"{self.lr} is not positive", "use e.g. 1e-3")
-        self.require_at_least(0, "warmup_steps", "weight_decay", "clip")
+        self.require_at_least(0, "lr", "warmup_steps", "weight_decay", "clip")
         self.require(
             self.decay_steps > self.warmup_steps,
             "decay_steps",
@@ -201,6 +201,7 @@ class AdamWSpec(OptimSpec):
         super().__post_init__()
         self.require_between(0.0, 0.99999, "beta1", "beta2")
         self.require(self.eps > 0, "eps", f"{self.eps} is not positive", "use e.g. 1e-8")
+        self.require_at_least(0, "eps")
 
 
 @spec

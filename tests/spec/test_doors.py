@@ -1,0 +1,48 @@
+"""What the smaller doors are asked for is checked before a checkpoint is looked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tidemill.errors import SpecError
+from tidemill.spec.doors import ExportFormat, ExportSpec, GenerateSpec
+
+
+@pytest.mark.parametrize(
+    ("bad", "key"),
+    [
+        ({"run": ""}, "run"),
+        ({"run": "runs/a"}, "run"),
+        ({"run": "runs\\a"}, "run"),
+        ({"tokens": 0}, "tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"seed": -1}, "seed"),
+        ({"storage": ""}, "storage"),
+    ],
+)
+def test_generating_needs_sense(bad: dict[str, Any], key: str) -> None:
+    GenerateSpec(run="a")
+    with pytest.raises(SpecError) as caught:
+        GenerateSpec(**{"run": "a", **bad})
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("bad", "key"), [({"run": ""}, "run"), ({"to": ""}, "to"), ({"storage": ""}, "storage")]
+)
+def test_exporting_needs_sense(bad: dict[str, Any], key: str) -> None:
+    ExportSpec(run="a", to="b")
+    with pytest.raises(SpecError) as caught:
+        ExportSpec(**{"run": "a", "to": "b", **bad})
+    assert caught.value.key == key
+
+
+def test_formats_are_known_to_torch() -> None:
+    torch = pytest.importorskip("torch")
+    sizes = {form: getattr(torch, form.torch_name).itemsize for form in ExportFormat}
+    assert sizes == {ExportFormat.fp32: 4, ExportFormat.bf16: 2, ExportFormat.fp16: 2}
+    assert getattr(torch, ExportFormat.bf16.torch_name) is torch.bfloat16

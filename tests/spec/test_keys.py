@@ -1,0 +1,59 @@
+"""Every key can be found, and a key that is nearly right is put right."""
+
+from __future__ import annotations
+
+import pytest
+
+from tidemill.spec.doors import GenerateSpec
+from tidemill.spec.keys import groups_of, keys_of, unknown_key
+from tidemill.spec.run import DeepSpeedSpec, RunSpec
+from tidemill.spec.training import OptimSpec
+
+
+def test_keys_of_all_variants_are_found() -> None:
+    known = keys_of(RunSpec)
+    assert {"steps", "model.layers", "model.factory", "strategy.stage", "data.vocab"} <= set(known)
+    assert "model" not in known
+    assert known["strategy.stage"].owner is DeepSpeedSpec
+    assert known["strategy.stage"].hint is int
+
+
+def test_a_key_belongs_to_the_class_that_declares_it_first() -> None:
+    # Subclasses repeat inherited fields; the hint must not blame one variant for all.
+    assert keys_of(RunSpec)["optim.lr"].owner is OptimSpec
+
+
+def test_groups_are_the_specs_inside() -> None:
+    assert groups_of(GenerateSpec) == ()
+    assert set(groups_of(RunSpec)) == {
+        *("model", "data", "optim", "strategy", "precision", "batch"),
+        *("memory", "checkpoint", "scale", "report"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("typed", "remedy"),
+    [
+        ("batch.gobal_size", "did you mean batch.global_size?"),
+        ("global_size", "did you mean batch.global_size?"),
+        ("checkpoint.live", "did you mean report.live?"),
+        ("Steps", "did you mean steps?"),
+        ("models", "did you mean model?"),
+        ("optim.momentun", "did you mean optim.momentum?"),
+        ("scale.q", "use one of scale.workers, scale.cpus_per_worker, "),
+        ("zebra", "--cfg job shows all keys"),
+        ("zebra.q", "--cfg job shows all keys"),
+    ],
+)
+def test_the_nearest_key_is_named(typed: str, remedy: str) -> None:
+    error = unknown_key(typed, RunSpec)
+    assert error.key == typed
+    assert error.remedy.startswith(remedy)
+
+
+def test_a_key_of_another_variant_is_no_typing_mistake() -> None:
+    error = unknown_key("strategy.stage", RunSpec)
+    assert str(error) == (
+        "strategy.stage: belongs to DeepSpeedSpec, which is not in use; leave it out, or choose "
+        "another strategy"
+    )
