@@ -5,6 +5,7 @@ The classes sit under `schema/`, apart from the groups, so that they are never o
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,15 @@ from tidemill.spec.training import (
     TokensSpec,
 )
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
+# Beside the folder of the door that was opened: on a cluster, the package lies somewhere else.
+CONF = next(
+    (
+        root / "conf"
+        for root in (Path(sys.argv[0]).absolute().parent.parent, Path(__file__).parents[3])
+        if (root / "conf" / "config.yaml").is_file()
+    ),
+    Path("conf").absolute(),
+)
 HYDRA = "1.3"
 HELP_COLUMN = 30
 

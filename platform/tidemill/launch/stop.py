@@ -7,13 +7,18 @@ machine that sees the storage. It names the launch, so it cannot stop a later on
 from __future__ import annotations
 
 import logging
+import signal
 import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Self
 
 from tidemill.errors import StorageError
 from tidemill.storage import Location, exists, publish, remove
 
 LOCAL_POLL_S = 0.2
 REMOTE_POLL_S = 2.0
+SIGNALLED = 128
 
 logger = logging.getLogger(__name__)
 
@@ -62,3 +67,43 @@ class StopWatch:
                     return
             except StorageError as error:
                 logger.warning("cannot look for a stop request: %s", error)
+
+
+class Interrupts:
+    """Turns the first SIGINT or SIGTERM into a request to save and stop, the second into an end."""
+
+    def __init__(self, run: Location, launch: int, say: Callable[[str], None]) -> None:
+        """Prepare to stop the launch whose first attempt is `launch`."""
+        self._run, self._launch, self._say = run, launch, say
+        self._previous: dict[int, Any] = {}
+        self.received: list[int] = []
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the first signal, or 0."""
+        return SIGNALLED + self.received[0] if self.received else 0
+
+    def raise_if_repeated(self) -> None:
+        """End at once if the person insists."""
+        if len(self.received) > 1:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> Self:
+        """Take over both signals; only the main thread may."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the signals back and withdraw the request."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self.received:
+            withdraw_stop(self._run, self._launch)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.received.append(number)
+        if len(self.received) == 1:
+            self._say("stopping: saving a checkpoint first (once more to end at once)")
+            request_stop(self._run, self._launch)

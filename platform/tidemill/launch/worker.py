@@ -14,8 +14,6 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
-import torch
-import torch.distributed as dist
 
 from tidemill.checkpoint.manifest import Header
 from tidemill.checkpoint.store import Store
@@ -31,6 +29,7 @@ from tidemill.storage import Location, locate
 from tidemill.train.engine import Engine, build_engine
 from tidemill.train.loop import Parts, train
 from tidemill.train.model import build_model
+from tidemill.train.ranks import from_first_rank, use_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +49,20 @@ def run_worker(config: dict[str, Any]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     spec = from_plain(RunSpec, config["spec"])
     run = locate(spec.storage) / spec.name
-    torch.set_num_threads(max(1, int(spec.scale.cpus_per_worker)))
+    use_threads(int(spec.scale.cpus_per_worker))
     world = _world(run)
     with _recording(spec, run, world) as recorder, _watching(run, config["launch"], world) as stop:
-        cursor = _train(spec, Corpus(**config["corpus"]), run, world, recorder, stop)
+        corpus = Corpus(**config["corpus"])
+        cursor = _train(spec, corpus, world, run=run, recorder=recorder, stop=stop)
     ray.train.report({"step": cursor.step})
 
 
 def _train(
     spec: RunSpec,
     corpus: Corpus,
-    run: Location,
     world: World,
+    *,
+    run: Location,
     recorder: Recorder,
     stop: StopWatch | None,
 ) -> Cursor:
@@ -126,16 +127,14 @@ def _restore(engine: Engine, store: Store, recorder: Recorder) -> Cursor:
 def _world(run: Location) -> World:
     """This rank's place, and the attempt's number, which rank 0 decides."""
     context = ray.train.get_context()
-    device = ray.train.torch.get_device()
+    device = str(ray.train.torch.get_device())
     rank = context.get_world_rank()
-    attempt = torch.tensor([next_attempt(run) if rank == 0 else 0], device=device)
-    dist.broadcast(attempt, src=0)
     return World(
         rank=rank,
         size=context.get_world_size(),
         local_rank=context.get_local_rank(),
-        device=str(device),
-        attempt=int(attempt),
+        device=device,
+        attempt=from_first_rank(next_attempt(run) if rank == 0 else 0, device),
     )
 
 

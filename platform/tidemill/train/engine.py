@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tidemill.errors import SpecError
@@ -74,7 +74,7 @@ class Engine(Protocol):
         ...
 
     def state(self) -> State:
-        """The pieces this rank owns, as views of live memory; over all ranks they tile the state."""
+        """The pieces this rank owns, as views of live memory; all ranks' tile the state."""
         ...
 
     def wanted(self) -> State:
@@ -125,16 +125,16 @@ def build_engine(spec: RunSpec, model: nn.Module, world: World) -> Engine:
     apply_recompute(model, spec.memory.recompute)
     match spec.strategy:
         case DdpSpec():
-            from tidemill.train.strategy.ddp import DdpEngine  # noqa: PLC0415
+            from tidemill.train.strategy.ddp import DdpEngine
 
             return DdpEngine(spec, spec.strategy, model, world)
         case Fsdp2Spec():
-            from tidemill.train.strategy.fsdp2 import Fsdp2Engine  # noqa: PLC0415
+            from tidemill.train.strategy.fsdp2 import Fsdp2Engine
 
             return Fsdp2Engine(spec, spec.strategy, model, world)
         case DeepSpeedSpec():
             # DeepSpeed is imported by the runs that use it: it costs every other run 0.4 s.
-            from tidemill.train.strategy.deepspeed import DeepSpeedEngine  # noqa: PLC0415
+            from tidemill.train.strategy.deepspeed import DeepSpeedEngine
 
             return DeepSpeedEngine(spec, spec.strategy, model, world)
         case _:

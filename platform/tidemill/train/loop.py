@@ -14,24 +14,29 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from numpy.typing import NDArray
 
 from tidemill.plan.batch import Slot, make_batch_plan
 from tidemill.spec.progress import Cursor, EventKind, Recorder, State, World
 from tidemill.spec.run import RunSpec
 from tidemill.train.engine import IGNORE, Batch, Engine
 from tidemill.train.optim import lr_at
+from tidemill.train.ranks import agree, sum_over_ranks
 
 BYTE_VALUES = 256
+
+Integers = NDArray[np.int64]
 
 
 class Samples(Protocol):
     """What a stream gives: int64 arrays of shape (B, S), (B, S) and (B,)."""
 
-    inputs: np.ndarray
-    targets: np.ndarray
-    keys: np.ndarray
+    @property
+    def inputs(self) -> Integers: ...  # noqa: D102 - the class says it
+    @property
+    def targets(self) -> Integers: ...  # noqa: D102
+    @property
+    def keys(self) -> Integers: ...  # noqa: D102
 
 
 class Stream(Protocol):
@@ -110,7 +115,7 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
             total += engine.accumulate(batch, weight, last=number == len(taken))
         lr = lr_at(spec.optim, cursor.step)
         outcome = engine.step(lr)
-        loss = _sum(world, total) * weight
+        loss = sum_over_ranks(world, total) * weight
         if cursor.step % spec.report.every_steps == 0 or cursor.step + 1 == spec.steps:
             record(
                 EventKind.step,
@@ -180,7 +185,7 @@ def evaluate(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> None:
                 np.count_nonzero((samples.targets >= 0) & (samples.targets < BYTE_VALUES))
             )
     targets, target_bytes = agree(world, targets, target_bytes)
-    nats = _sum(world, total)
+    nats = sum_over_ranks(world, total)
     parts.recorder.record(
         EventKind.evaluated,
         step=cursor.step,
@@ -194,21 +199,6 @@ def to_device(samples: Samples, world: World) -> Batch:
     """Arrays to tensors on this rank's device."""
     tensors = (torch.from_numpy(array) for array in (samples.inputs, samples.targets, samples.keys))
     return Batch(*(tensor.to(world.device, non_blocking=True) for tensor in tensors))
-
-
-def agree(world: World, *counts: int) -> tuple[int, ...]:
-    """Sum integers over all ranks, exactly."""
-    if world.size == 1:
-        return counts
-    sums = torch.tensor(counts, dtype=torch.int64, device=world.device)
-    dist.all_reduce(sums)
-    return tuple(int(value) for value in sums.tolist())
-
-
-def _sum(world: World, total: Tensor) -> float:
-    if world.size > 1:
-        dist.all_reduce(total)
-    return float(total)
 
 
 def _due(step: int, every: int) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -211,6 +211,4 @@ def apply_recompute(model: nn.Module, recompute: Recompute) -> None:
         )
     for block in blocks:
         forward = cast("Callable[..., Tensor]", block.forward)
-        block.forward = partial(
-            checkpoint, forward, use_reentrant=False, preserve_rng_state=False
-        )
+        block.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)

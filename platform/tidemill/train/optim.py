@@ -16,6 +16,8 @@ from torch import nn
 from tidemill.errors import SpecError
 from tidemill.spec.training import AdamWSpec, OptimSpec, ScheduleKind, SgdSpec
 
+MATRIX = 2
+
 
 def lr_at(spec: OptimSpec, step: int) -> float:
     """Learning rate of step number `step` (the first is 0).
@@ -45,11 +47,11 @@ def make_optimizer(
     trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
     groups = [
         {
-            "params": [parameter for parameter in trained if _rank(parameter) >= 2],
+            "params": [parameter for parameter in trained if _rank(parameter) >= MATRIX],
             "weight_decay": spec.weight_decay,
         },
         {
-            "params": [parameter for parameter in trained if _rank(parameter) < 2],
+            "params": [parameter for parameter in trained if _rank(parameter) < MATRIX],
             "weight_decay": 0.0,
         },
     ]

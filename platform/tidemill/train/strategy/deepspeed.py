@@ -1,8 +1,8 @@
 """DeepSpeed ZeRO 1, 2 and 3: we own accumulation, learning rate and state; DeepSpeed owns sharding.
 
 Every `engine.step()` is a boundary (`managed_gradient_accumulation: false`), so the number of slots
-may change with the world. The optimizer is torch's own: DeepSpeed would compile its own at run time,
-and a worker killed in mid-compilation leaves a lock that blocks every later one.
+may change with the world. The optimizer is torch's own: DeepSpeed would compile its own at run
+time, and a worker killed in mid-compilation leaves a lock that blocks every later one.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def make_config(
     sizes = [parameter.numel() for parameter in model.parameters()]
     bucket = strategy.bucket_elements or min(
         LARGEST_BUCKET_ELEMENTS,
-        max(max(sizes), sum(sizes) // 10, min(sum(sizes), SMALLEST_BUCKET_ELEMENTS)),
+        max(*sizes, sum(sizes) // 10, min(sum(sizes), SMALLEST_BUCKET_ELEMENTS)),
     )
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -233,7 +233,7 @@ def _import_deepspeed(world: World) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Without it DeepSpeed counts NUMA nodes by calling numactl.
     os.environ.setdefault("LOCAL_SIZE", str(world.size))
-    import deepspeed  # noqa: PLC0415
+    deepspeed: Any = importlib.import_module("deepspeed")
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if on_cpu:
@@ -243,7 +243,7 @@ def _import_deepspeed(world: World) -> Any:
         accelerator.is_bf16_supported = accelerator.is_fp16_supported = lambda: True
     # No compiled op is ever compatible: nothing is built at run time, nor a compiler called to find
     # out what could be.
-    vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)
+    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
     with _no_compiler():
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     deepspeed.init_distributed(

@@ -45,7 +45,7 @@ class Fsdp2Engine(TorchEngine):
                 mp_policy=policy,
                 reshard_after_forward=self.strategy.reshard_after_forward,
             )
-            sharded.set_force_sum_reduction_for_comms(True)  # noqa: FBT003
+            sharded.set_force_sum_reduction_for_comms(True)
             sharded.set_gradient_divide_factor(1.0)
         return model
 

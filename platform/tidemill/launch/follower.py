@@ -1,0 +1,46 @@
+"""Following a launch through its event log, from whichever machine started it."""
+
+from __future__ import annotations
+
+from tidemill.launch.preflight import Preflight
+from tidemill.report.events import EventTail
+from tidemill.report.live import LiveView
+from tidemill.spec.progress import Event, EventKind
+
+
+class Follower:
+    """Reads the logs of a launch's attempts as they grow, and remembers where the run is.
+
+    Attributes:
+        step: Steps that the newest checkpoint has taken.
+        last_step: Number of the last step recorded by this launch; None before the first.
+        finished: Whether the run is done.
+    """
+
+    def __init__(self, ready: Preflight) -> None:
+        """Follow from the first attempt of the launch."""
+        self._run = ready.run
+        self._attempt = ready.launch
+        self._tail = EventTail(ready.run, ready.launch)
+        self.step = ready.step
+        self.last_step: int | None = None
+        self.finished = False
+
+    def feed(self, view: LiveView | None) -> None:
+        """Pass new events on to `view`."""
+        events = self._tail.poll()
+        following = EventTail(self._run, self._attempt + 1)
+        if later := following.poll():
+            events += [*self._tail.poll(), *later]
+            self._attempt, self._tail = self._attempt + 1, following
+        for event in events:
+            self._remember(event)
+        if view is not None and events:
+            view.feed(events)
+
+    def _remember(self, event: Event) -> None:
+        if event.kind in {EventKind.checkpoint_saved, EventKind.restored}:
+            self.step = event.fields["step"]
+        if event.kind is EventKind.step:
+            self.last_step = event.fields["step"]
+        self.finished = self.finished or event.kind is EventKind.finished
