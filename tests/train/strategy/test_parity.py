@@ -54,9 +54,7 @@ def _worst(losses: list[float], reference: list[float]) -> float:
 def references() -> dict[int, list[float]]:
     """Plain losses by global batch size."""
     return {
-        size: plain_losses(
-            tiny_run(batch=BatchSpec(global_size=size, micro_size=1, sequence=24))
-        )
+        size: plain_losses(tiny_run(batch=BatchSpec(global_size=size, micro_size=1, sequence=24)))
         for size in {size for size, _, _ in DEALS.values()}
     }
 
