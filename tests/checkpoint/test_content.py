@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from tidemill.checkpoint.fragments import plan_copies
 from tidemill.checkpoint.manifest import StoredFile
 from tidemill.errors import CheckpointError, CorruptCheckpoint
 from tidemill.spec.progress import Fragment, Piece, State
-from tidemill.storage import locate
+from tidemill.storage import Location, locate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -126,6 +128,34 @@ def test_a_changed_a_shorter_and_a_missing_file_are_named(tmp_path: Path) -> Non
         content.check_sizes(root, files)
     with pytest.raises(CorruptCheckpoint, match="there is no such file"):
         content.check_content(root, files)
+
+
+def test_a_source_that_reads_short_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_input = storage.open_input
+
+    class Slow:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+            self.seek = inner.seek
+
+        def readinto(self, memory: memoryview) -> int:
+            return self.inner.readinto(memory[:7])
+
+    @contextlib.contextmanager
+    def open_slowly(location: Location) -> Iterator[Slow]:
+        with open_input(location) as file:
+            yield Slow(file)
+
+    root = locate(str(tmp_path))
+    index, file = content.write_fragments(_one(torch.arange(4.0)), root / "file")
+    monkeypatch.setattr(storage, "open_input", open_slowly)
+    content.check_content(root, {"file": file})
+    live = torch.zeros(4)
+    targets = content.find_targets(_one(live))
+    content.fill(targets, plan_copies([target.wanted for target in targets], index), root)
+    assert live.tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_noticed(tmp_path: Path) -> None:
