@@ -58,9 +58,11 @@ class Preflight:
             case Start.resume:
                 return f"resuming {self.run} at step {self.step}"
             case Start.finished:
+                optim = self.spec.optim
                 return (
-                    f"{self.run} has finished its {self.step} steps already; "
-                    "set more steps= or another name= to train again"
+                    f"{self.run} has finished its {self.step} steps already; for more of them add "
+                    f"steps={2 * self.step} optim.decay_steps={optim.decay_steps} "
+                    f"optim.warmup_steps={optim.warmup_steps}, to train anew use another name="
                 )
 
 

@@ -29,14 +29,22 @@ Integers = NDArray[np.int64]
 
 
 class Samples(Protocol):
-    """What a stream gives: int64 arrays of shape (B, S), (B, S) and (B,)."""
+    """What a stream gives."""
 
     @property
-    def inputs(self) -> Integers: ...  # noqa: D102 - the class says it
+    def inputs(self) -> Integers:
+        """Tokens, shape (B, S)."""
+        ...
+
     @property
-    def targets(self) -> Integers: ...  # noqa: D102
+    def targets(self) -> Integers:
+        """Next tokens, shape (B, S); `IGNORE` where there is nothing to learn."""
+        ...
+
     @property
-    def keys(self) -> Integers: ...  # noqa: D102
+    def keys(self) -> Integers:
+        """Number of each sample in the run, shape (B,)."""
+        ...
 
 
 class Stream(Protocol):

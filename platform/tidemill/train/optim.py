@@ -80,18 +80,24 @@ def moment_names(spec: OptimSpec) -> tuple[str, ...]:
             return ()
 
 
-def prepare_moments(optimizer: torch.optim.Optimizer, spec: OptimSpec) -> None:
+def prepare_moments(
+    optimizer: torch.optim.Optimizer, spec: OptimSpec, parameters: Iterable[torch.Tensor]
+) -> None:
     """Create the state that the first step would create, so that it can be saved and loaded.
 
     Zero moments are what torch starts from; momentum 0 x m plus the gradient is the gradient.
+
+    Args:
+        optimizer: Fresh.
+        spec: What it was made from.
+        parameters: The tensors that it updates.
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state: dict[str, Any] = optimizer.state[parameter]
-            if isinstance(spec, AdamWSpec):
-                state.setdefault("step", torch.zeros((), dtype=torch.float32))
-            for name in moment_names(spec):
-                state.setdefault(name, torch.zeros_like(parameter.data))
+    for parameter in parameters:
+        state: dict[str, Any] = optimizer.state[parameter]
+        if isinstance(spec, AdamWSpec):
+            state.setdefault("step", torch.zeros((), dtype=torch.float32))
+        for name in moment_names(spec):
+            state.setdefault(name, torch.zeros_like(parameter.data))
 
 
 def taken_steps(optimizer: torch.optim.Optimizer) -> float:

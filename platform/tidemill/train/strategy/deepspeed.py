@@ -35,6 +35,7 @@ from tidemill.train.strategy.torch_engine import persistent_buffers
 
 SMALLEST_BUCKET_ELEMENTS = 5_000_000
 LARGEST_BUCKET_ELEMENTS = 500_000_000
+PARAMETERS_SHARDED = 3
 NEVER = 10**9
 
 
@@ -59,7 +60,7 @@ class DeepSpeedEngine:
         self.spec, self.strategy, self.world = spec, strategy, world
         # ZeRO-3 can only average. In fp16 a sum would make each rank's share 1/world as large
         # before it is reduced, and small gradients would underflow.
-        averages = strategy.stage == 3 or spec.precision.kind is PrecisionKind.fp16  # noqa: PLR2004
+        averages = strategy.stage == PARAMETERS_SHARDED or spec.precision.kind is PrecisionKind.fp16
         self.factor = world.size if averages else 1
         deepspeed = _import_deepspeed(world)
         loss_model = LossModel(model)
@@ -70,7 +71,14 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.zero: Any = self.engine.optimizer
-        prepare_moments(self.zero.optimizer, spec.optim)
+        # Stage 3 shows its inner optimizer one partition at a time, so its groups are not asked.
+        prepare_moments(
+            self.zero.optimizer,
+            spec.optim,
+            self.zero.fp32_partitioned_groups_flat
+            if strategy.stage == PARAMETERS_SHARDED
+            else self.zero.single_partition_of_fp32_groups,
+        )
 
     def accumulate(self, batch: Batch, weight: float, *, last: bool) -> Tensor:  # noqa: ARG002
         """See `Engine.accumulate`; which slot is last does not matter to unmanaged ZeRO."""
@@ -115,7 +123,7 @@ class DeepSpeedEngine:
     def restore(self, filled: State) -> None:
         """See `Engine.restore`: working weights are made from the masters just filled."""
         zero = self.zero
-        if self.strategy.stage == 3:  # noqa: PLR2004
+        if self.strategy.stage == PARAMETERS_SHARDED:
             for group in range(len(zero.fp16_groups)):
                 zero._reassign_or_swap_out_partitioned_parameters(group)  # noqa: SLF001
             kept = zero.persistent_parameters
@@ -146,7 +154,9 @@ class DeepSpeedEngine:
         Moments are read from the inner optimizer by address: DeepSpeed's own `safe_get_*` accessors
         are wrong for stages 1 and 2 with more than one parameter group.
         """
-        cut = self._cut_parameters if self.strategy.stage == 3 else self._cut_moments  # noqa: PLR2004
+        cut = (
+            self._cut_parameters if self.strategy.stage == PARAMETERS_SHARDED else self._cut_moments
+        )
         for name, parameter in self.engine.module.model.named_parameters():
             for key in (None, *moment_names(self.spec.optim)):
                 yield f"{key or 'param'}.{name}", cut(parameter, key)

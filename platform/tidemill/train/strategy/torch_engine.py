@@ -37,7 +37,8 @@ class TorchEngine(abc.ABC):
         self.model = LossModel(model.to(world.device))
         self.wrapped = self.wrap(self.model)
         self.optimizer = make_optimizer(spec.optim, self.model.named_parameters())
-        prepare_moments(self.optimizer, spec.optim)
+        trained = (p for group in self.optimizer.param_groups for p in group["params"])
+        prepare_moments(self.optimizer, spec.optim, trained)
 
     @abc.abstractmethod
     def wrap(self, model: LossModel) -> nn.Module:
