@@ -60,10 +60,10 @@ def test_only_matrices_decay() -> None:
 
 def test_frozen_parameters_are_left_out_and_all_frozen_is_an_error() -> None:
     model = nn.Linear(3, 2)
-    model.bias.requires_grad_(False)  # noqa: FBT003
+    model.bias.requires_grad_(False)
     optimizer = make_optimizer(_spec("linear"), model.named_parameters())
     assert [group["params"][0].shape for group in optimizer.param_groups] == [(2, 3)]
-    model.weight.requires_grad_(False)  # noqa: FBT003
+    model.weight.requires_grad_(False)
     with pytest.raises(SpecError, match="no trainable parameters"):
         make_optimizer(_spec("linear"), model.named_parameters())
 
