@@ -70,13 +70,14 @@ def draw_loss(report: RunReport, *, name: str, caption: str = "") -> bytes:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
-        figure = figures.Figure(figsize=(9, 4.8), layout="constrained", facecolor="white")
+        figure = figures.Figure(figsize=(9, 5), layout="constrained", facecolor="white")
+        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
         axes = figure.add_subplot()
         _draw_curves(axes, report)
         _draw_restarts(axes, report)
         _draw_frame(axes, report)
-        axes.set_title(name, loc="left", fontsize=13, fontweight="bold", pad=36)
-        axes.text(0, 1.092, caption, transform=axes.transAxes, color=FAINT, va="bottom")
+        axes.set_title(name, loc="left", fontsize=13, fontweight="bold", pad=46)
+        axes.text(0, 1.1, caption, transform=axes.transAxes, color=FAINT, va="bottom")
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "tidemill"})
     return buffer.getvalue()
 
@@ -129,9 +130,9 @@ def _draw_curves(axes: Axes, report: RunReport) -> None:
         axes.plot(
             *_columns(held_out),
             color=HELD_OUT,
-            linewidth=0.9,
+            linestyle="none",
             marker="o",
-            markersize=5.5,
+            markersize=6.5,
             markeredgecolor="white",
             markeredgewidth=0.8,
             label="held out",
