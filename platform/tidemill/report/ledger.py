@@ -44,7 +44,8 @@ class AttemptReport:
         from_step: Steps taken in the state it restored; 0 for a fresh start.
         to_step: Steps taken in the last state it is known to have reached.
         ending: How it ended.
-        error: The error of a failed one.
+        error: The error of a failed one, in one line.
+        traceback: Where it was raised; empty if that is not known.
         tokens_per_s: Training tokens per second spent in steps; 0 if it took none.
         redone_steps: Steps it took that later attempts took back.
         redone_s: Seconds it spent in them.
@@ -58,6 +59,7 @@ class AttemptReport:
     to_step: int
     ending: Ending
     error: str
+    traceback: str
     tokens_per_s: float
     redone_steps: int
     redone_s: float
@@ -166,6 +168,7 @@ def make_run_report(events: Iterable[Event]) -> RunReport | None:
 def _attempt_report(events: Sequence[Event], kept: set[tuple[int, int]]) -> AttemptReport:
     last_words = [event for event in events if event.kind in _LAST_WORDS]
     ending = _LAST_WORDS[last_words[-1].kind] if last_words else Ending.cut
+    last = last_words[-1].fields if last_words else {}
     started = next(_of_kind(events, EventKind.attempt_started), None)
     restored = next(_of_kind(events, EventKind.restored), None)
     from_step = int(restored.fields.get("step", 0)) if restored else 0
@@ -185,7 +188,8 @@ def _attempt_report(events: Sequence[Event], kept: set[tuple[int, int]]) -> Atte
         from_step=from_step,
         to_step=max(reached, default=0),
         ending=ending,
-        error=str(last_words[-1].fields.get("error", "")) if last_words else "",
+        error=str(last.get("error", "")),
+        traceback=str(last.get("traceback", "")),
         tokens_per_s=_total(steps, "tokens", weights) / seconds if seconds > 0 else 0.0,
         redone_steps=sum(redone),
         redone_s=_total(steps, "seconds", redone),

@@ -47,7 +47,9 @@ def say_event(event: Event, total_steps: int) -> str:  # noqa: C901 - one arm pe
         case EventKind.attempt_started:
             line = f"attempt {event.attempt}: {say_setup(fields)}"
         case EventKind.restored:
-            line = f"restored step {step} from {fields.get('checkpoint', '?')}"
+            line = f"restored step {step}"
+            if "checkpoint" in fields:
+                line += f" from {fields['checkpoint']}"
             if isinstance(world := fields.get("saved_world"), int):
                 line += f", saved by {count_noun(world, 'worker')}"
         case EventKind.evaluated:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
-from tidemill.errors import StorageError
 from tidemill.report.events import read_events
 from tidemill.report.ledger import AttemptReport, Ending, RunReport, make_run_report
-from tidemill.report.notices import number, one_line, say_held_out
+from tidemill.report.notices import number, one_line
 from tidemill.report.plots import draw_loss
 from tidemill.report.quantities import count_noun, show_bytes, show_count, show_duration, show_loss
 from tidemill.storage import Location, exists, publish, read_bytes
 
 SUMMARY = "summary.md"
 CURVE = "loss.svg"
-MOST_NAMED_STEPS = 20
+MOST_NAMED = 20
+PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./:@%+-]+")
 
 Plain = Mapping[str, Any]
 
@@ -44,146 +46,183 @@ def write_summary(run: Location) -> Location:
     report = make_run_report(read_events(run))
     spec = _read_spec(run)
     if report is not None and report.steps:
-        drawing = draw_loss(report, name=run.name, caption=_setup(report.attempts[-1].fields, spec))
-        publish(run / CURVE, drawing)
-    text = "\n".join(_lines(run, spec, report)) + "\n"
+        publish(run / CURVE, draw_loss(report, name=run.name, caption=_caption(report, spec)))
+    text = "\n".join(_page(run, spec, report)) + "\n"
     publish(run / SUMMARY, text.encode())
     return run / SUMMARY
 
 
 def _read_spec(run: Location) -> dict[str, Any]:
-    """The run's configuration; empty if it was never written or is no JSON."""
+    """The run's configuration, as written; empty if it never was, or is no JSON object."""
     if not exists(run / "spec.json"):
         return {}
     try:
-        return json.loads(read_bytes(run / "spec.json"))
-    except (ValueError, StorageError) as error:
+        plain: Any = json.loads(read_bytes(run / "spec.json"))
+    except ValueError as error:
         logger.warning("no configuration in the summary of %s: %s", run, error)
         return {}
+    return cast("dict[str, Any]", plain) if isinstance(plain, dict) else {}
 
 
-def _lines(run: Location, spec: Plain, report: RunReport | None) -> Iterator[str]:
+def _page(run: Location, spec: Plain, report: RunReport | None) -> Iterator[str]:
     yield f"# {run.name}"
     yield ""
     if report is None:
         yield "Nothing has happened yet: no worker of this run has started."
     else:
         yield _outcome(report, spec)
-        yield ""
-        yield from _facts(report, spec)
         if report.steps:
             yield from ("", f"![Loss by step]({CURVE})")
+        yield from ("", "| | |", "|---|---|")
+        yield from (f"| {name} | {value} |" for name, value in _facts(report, spec))
         yield from ("", "## Attempts", "")
         yield from _attempts(report)
         yield from _troubles(report)
-    yield from ("", "## Commands", "", "```bash")
+    yield from ("", "## What to do next", "", "```bash")
     yield from _commands(run, spec, report)
     yield "```"
+    if report is not None and report.attempts[-1].traceback:
+        yield from _folded("Traceback", "text", report.attempts[-1].traceback.rstrip())
     if spec:
-        yield from ("", "<details><summary>Configuration</summary>", "", "```json")
-        yield json.dumps(spec, indent=2, sort_keys=True)
-        yield from ("```", "", "</details>")
+        yield from _folded("Configuration", "json", json.dumps(spec, indent=2, ensure_ascii=False))
 
 
 def _outcome(report: RunReport, spec: Plain) -> str:
-    newest, of = report.attempts[-1], f" of {spec['steps']}" if "steps" in spec else ""
+    after = f"after step {report.last_step:,}"
+    if isinstance(steps := spec.get("steps"), int):
+        after += f" of {steps:,}"
     match report.ending:
         case Ending.finished:
-            return f"**Finished** all {report.last_step} steps."
+            return f"**Finished** all {count_noun(report.last_step, 'step')}."
         case Ending.stopped:
-            return f"**Stopped** on request after step {report.last_step}{of}, with a checkpoint."
+            return f"**Stopped** on request {after}, with a checkpoint."
         case Ending.failed:
-            return f"**Failed** after step {report.last_step}{of}: {one_line(newest.error)}"
+            return f"**Failed** {after}: {_code(report.attempts[-1].error)}"
         case Ending.cut:
-            return (
-                f"**No last word** after step {report.last_step}{of}: killed, or still going on."
-            )
+            return f"**No last word** {after}: killed, or still going on."
 
 
-def _facts(report: RunReport, spec: Plain) -> Iterator[str]:
-    rows: list[tuple[str, str]] = [("Setup", _setup(report.attempts[-1].fields, spec))]
-    batch = spec.get("batch", {})
-    if batch:
-        rows.append(
-            (
-                "Batch",
-                f"{batch.get('global_size', '?')} samples of {batch.get('sequence', '?')} tokens",
-            )
-        )
+def _facts(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
+    yield from _setup(report, spec)
     if report.steps:
-        rows.append(("Training loss", show_loss(number(report.steps[-1].fields, "loss"))))
+        last = report.steps[-1].fields
+        yield "Training loss", f"{show_loss(number(last, 'loss'))} nats per token"
     if report.evaluations:
         held_out = report.evaluations[-1].fields
-        rows.append(
-            ("Held out", f"{say_held_out(held_out)}, loss {show_loss(number(held_out, 'loss'))}")
-        )
+        bits = held_out.get("bits_per_byte")
+        loss = f"{show_loss(number(held_out, 'loss'))} nats per token"
+        told = loss if bits is None else f"**{bits:.3f} bits per byte**, {loss}"
+        yield "Held-out loss", f"{told}, at step {held_out['step']:,}"
     if report.training_s > 0:
         pace = show_count(report.tokens / report.training_s)
-        rows.append(("Tokens", f"{show_count(report.tokens)} at {pace} per second"))
-    rows.append(("Time", show_duration(report.duration_s)))
+        yield "Tokens", f"{show_count(report.tokens)} at {pace} per second"
+    attempts = count_noun(len(report.attempts), "attempt")
+    yield "Time", f"{show_duration(report.duration_s)} in {attempts}"
     if report.saved:
         last = report.saved[-1].fields
-        size = show_bytes(number(last, "bytes"))
-        rows.append(("Newest checkpoint", f"`{last.get('name', '?')}`, {size}"))
-    yield from ("| | |", "|---|---|")
-    for name, value in rows:
-        yield f"| {name} | {value} |"
+        cost = f"{show_bytes(number(last, 'bytes'))} in {show_duration(number(last, 'seconds'))}"
+        newest = f"newest {_code(last.get('name', '?'))} ({cost})"
+        yield "Checkpoints", f"{len(report.saved):,} saved, {newest}"
 
 
-def _setup(fields: Plain, spec: Plain) -> str:
-    """Model, strategy, precision and world of an attempt, as far as they are known."""
-    known: list[str] = []
+def _setup(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
+    """What ran: what was chosen, and what the newest attempt made of it."""
+    fields = report.attempts[-1].fields
+    model = _variant(spec.get("model"))
     if isinstance(parameters := fields.get("parameters"), int):
-        known.append(f"{show_count(parameters)} parameters")
-    if "data" in spec:
-        known.append(str(spec["data"].get("variant", "")).removesuffix("Spec").lower())
-    known += [str(fields[name]) for name in ("strategy", "precision") if name in fields]
-    if isinstance(world := fields.get("world"), int):
-        known.append(count_noun(world, "worker"))
-    if "device" in fields:
-        known.append("CPU" if fields["device"] == "cpu" else "GPU")
-    return ", ".join(part for part in known if part) or "unknown"
+        model = f"{model}: {show_count(parameters)} parameters" if model else f"{parameters:,}"
+    corpus = f"corpus `{str(fields['corpus'])[:12]}`" if fields.get("corpus") else ""
+    batch: Plain = spec.get("batch", {})
+    samples = (
+        f"{batch.get('global_size', '?')} samples of {batch.get('sequence', '?')} tokens"
+        if batch
+        else ""
+    )
+    world = count_noun(fields["world"], "worker") if isinstance(fields.get("world"), int) else ""
+    rows = (
+        ("Model", model),
+        ("Data", ", ".join(part for part in (_variant(spec.get("data")), corpus) if part)),
+        ("Batch", samples),
+        ("Strategy", str(fields.get("strategy", ""))),
+        ("Precision", str(fields.get("precision", ""))),
+        ("World", f"{world} on {fields['device']}" if world and "device" in fields else world),
+    )
+    yield from ((name, value) for name, value in rows if value)
+
+
+def _variant(plain: Any) -> str:
+    """The variant of a model or a corpus and its numbers: `gpt (layers 4, heads 4, width 128)`."""
+    if not isinstance(plain, dict):
+        return ""
+    part = cast("dict[str, Any]", plain)
+    name = re.sub(r"(Model)?Spec$", "", str(part.get("variant", ""))).lower()
+    told = (
+        f"{key} {value}"
+        for key, value in part.items()
+        if key != "variant" and isinstance(value, int | float | str) and value
+    )
+    inner = ", ".join(told)
+    return _cell(f"{name} ({inner})" if inner else name)
+
+
+def _caption(report: RunReport, spec: Plain) -> str:
+    fields = report.attempts[-1].fields
+    parameters, world = fields.get("parameters"), fields.get("world")
+    parts = (
+        f"{show_count(parameters)} parameters" if isinstance(parameters, int) else "",
+        str(fields.get("strategy", "")),
+        str(fields.get("precision", "")),
+        count_noun(world, "worker") if isinstance(world, int) else "",
+        f"{report.last_step:,} of {spec['steps']:,} steps"
+        if isinstance(spec.get("steps"), int)
+        else count_noun(report.last_step, "step"),
+        f"{show_count(report.tokens)} tokens",
+    )
+    return "  ·  ".join(part for part in parts if part)
 
 
 def _attempts(report: RunReport) -> Iterator[str]:
-    yield "| # | started (UTC) | workers | from step | to step | tokens/s | ended |"
-    yield "|---:|---|---:|---:|---:|---:|---|"
+    yield "| # | started (UTC) | lasted | workers | from step | to step | tokens/s | ended |"
+    yield "|---:|---|---:|---:|---:|---:|---:|---|"
     for attempt in report.attempts:
         started = datetime.fromtimestamp(attempt.started_s, UTC)
         yield (
             f"| {attempt.attempt} | {started:%Y-%m-%d %H:%M:%S} "
-            f"| {attempt.fields.get('world', '?')} | {attempt.from_step} | {attempt.to_step} "
-            f"| {show_count(attempt.tokens_per_s)} | {_ended(attempt)} |"
+            f"| {show_duration(attempt.ended_s - attempt.started_s)} "
+            f"| {attempt.fields.get('world', '?')} "
+            f"| {attempt.from_step:,} | {attempt.to_step:,} "
+            f"| {show_count(attempt.tokens_per_s) if attempt.tokens_per_s else ''} "
+            f"| {_ended(attempt, newest=attempt is report.attempts[-1])} |"
         )
 
 
-def _ended(attempt: AttemptReport) -> str:
+def _ended(attempt: AttemptReport, *, newest: bool) -> str:
     match attempt.ending:
         case Ending.failed:
-            return "failed: " + one_line(attempt.error).replace("|", "\\|")
+            return f"failed: {_code(attempt.error)}"
         case Ending.cut:
-            return "no last word"
+            return "no last word: killed, or still going on" if newest else "killed or lost"
         case ending:
             return ending.value
 
 
 def _troubles(report: RunReport) -> Iterator[str]:
     told: list[str] = []
-    if report.skipped_steps:
-        named = ", ".join(str(step) for step in report.skipped_steps[:MOST_NAMED_STEPS])
-        more = ", ..." if len(report.skipped_steps) > MOST_NAMED_STEPS else ""
+    if skipped := report.skipped_steps:
+        more = ", …" if len(skipped) > MOST_NAMED else ""
+        named = ", ".join(str(step) for step in skipped[:MOST_NAMED])
         told.append(
-            f"{count_noun(len(report.skipped_steps), 'step')} skipped for gradients that were not "
-            f"finite: {named}{more}"
+            f"{count_noun(len(skipped), 'step')} skipped because gradients were not finite: "
+            f"{named}{more}"
         )
     if report.redone_steps:
         told.append(
-            f"{count_noun(report.redone_steps, 'step')} taken again after a restart "
-            f"({show_duration(report.redone_s)})"
+            f"{count_noun(report.redone_steps, 'step')} ({show_duration(report.redone_s)}) lost to "
+            "restarts: taken after the checkpoint that a later attempt went on from"
         )
     told += [
-        f"checkpoint `{event.fields.get('name', '?')}` refused: "
-        f"{one_line(event.fields.get('reason', '?'))}"
+        f"checkpoint {_code(event.fields.get('name', '?'))} refused by attempt {event.attempt}: "
+        f"{_code(event.fields.get('reason', '?'))}"
         for event in report.refused
     ]
     if told:
@@ -192,9 +231,41 @@ def _troubles(report: RunReport) -> Iterator[str]:
 
 
 def _commands(run: Location, spec: Plain, report: RunReport | None) -> Iterator[str]:
-    where = f"run={run.name} storage={spec['storage']}" if "storage" in spec else f"run={run.name}"
+    place = [_override("run", run.name)]
+    if "storage" in spec:
+        place.append(_override("storage", spec["storage"]))
+    where = " ".join(place)
     if report is None or report.ending is not Ending.finished:
-        yield "# go on: repeat the command that started the run"
+        yield "# go on: repeat the command that started the run, with resume=must to be sure"
+    else:
+        yield "# more steps: repeat the command that started the run; it says which keys to add"
     if report is not None and report.saved:
-        yield f'python jobs/generate.py {where} "prompt=def "'
-        yield f"python jobs/export.py {where} to={run.name}-weights"
+        if spec.get("data", {}).get("variant") == "TextSpec":
+            yield f"python jobs/generate.py {where} {_override('prompt', 'def ')}"
+        yield f"python jobs/export.py {where} {_override('to', f'{run.name}-weights')}"
+
+
+def _override(key: str, value: Any) -> str:
+    """`key=value` for a shell and, within it, for Hydra, quoted where either would misread it."""
+    text = str(value)
+    if PLAIN_VALUE.fullmatch(text):
+        return f"{key}={text}"
+    escaped = text.replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')
+
+
+def _folded(title: str, language: str, text: str) -> Iterator[str]:
+    """A block that opens on a click; its fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
+    yield from ("", f"<details><summary>{title}</summary>", "", f"{fence}{language}", text, fence)
+    yield from ("", "</details>")
+
+
+def _code(value: Any) -> str:
+    """Text that came from elsewhere, in one line, so that none of it acts as Markdown."""
+    return "`" + _cell(one_line(value).replace("`", "'")) + "`"
+
+
+def _cell(text: str) -> str:
+    """Text that does not end the cell of a table."""
+    return text.replace("|", "\\|")
