@@ -170,11 +170,7 @@ class _Segments:
         self._number: int | None = None
         self._open: list[str] = []
         self._waiting: list[str] = []
-
-    @property
-    def pause_s(self) -> float:
-        """Short until the first segment is out, so that an attempt is known to exist."""
-        return LOCAL_FLUSH_S if self._number is None else SEGMENT_S
+        self.pause_s = LOCAL_FLUSH_S  # until the first is out, so that an attempt is soon known
 
     def write(self, lines: list[str]) -> int:
         """Publish `lines` and what an earlier call could not; return how many lines that is."""
@@ -183,11 +179,12 @@ class _Segments:
         while self._open or self._waiting:
             if not self._open:
                 self._open, self._waiting = self._waiting, []
-            number = self._next_free() if self._number is None else self._number
-            publish(
-                self._events / _segment_name(self._attempt, number), "".join(self._open).encode()
-            )
-            self._number = number + 1
+            if self._number is None:
+                self._number = self._next_free()
+            segment = self._events / _segment_name(self._attempt, self._number)
+            publish(segment, "".join(self._open).encode())
+            self._number += 1
+            self.pause_s = SEGMENT_S
             written += len(self._open)
             self._open = []
         return written

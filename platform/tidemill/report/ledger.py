@@ -12,6 +12,7 @@ from enum import StrEnum
 from itertools import groupby, pairwise
 from typing import Any
 
+from tidemill.report.notices import number
 from tidemill.spec.progress import Event, EventKind
 
 
@@ -170,16 +171,16 @@ def _attempt_report(events: Sequence[Event], kept: set[tuple[int, int]]) -> Atte
     ending = _LAST_WORDS[last_words[-1].kind] if last_words else Ending.cut
     last = last_words[-1].fields if last_words else {}
     started = next(_of_kind(events, EventKind.attempt_started), None)
-    restored = next(_of_kind(events, EventKind.restored), None)
-    from_step = int(restored.fields.get("step", 0)) if restored else 0
-    steps = [event for event in _of_kind(events, EventKind.step) if "step" in event.fields]
+    restored = next(filter(_has_step, _of_kind(events, EventKind.restored)), None)
+    from_step = steps_taken(restored) if restored else 0
+    steps = [event for event in _of_kind(events, EventKind.step) if _has_step(event)]
     weights = _steps_told(steps, from_step)
     redone = [
         0 if (event.attempt, event.fields["step"]) in kept else weight
         for event, weight in zip(steps, weights, strict=True)
     ]
     seconds = _total(steps, "seconds", weights)
-    reached = [steps_taken(event) for event in events if isinstance(event.fields.get("step"), int)]
+    reached = [steps_taken(event) for event in events if _has_step(event)]
     return AttemptReport(
         attempt=events[0].attempt,
         started_s=events[0].at_s,
@@ -200,8 +201,7 @@ def _joined(events: Iterable[Event], kind: EventKind) -> list[Event]:
     kept: dict[int, Event] = {}
     rooted = 0
     for event in sorted(events, key=lambda event: event.attempt):
-        step = event.fields.get("step")
-        if not isinstance(step, int):
+        if not _has_step(event):
             continue
         if event.kind is EventKind.restored:
             kept = {number: old for number, old in kept.items() if not _is_after(old, event)}
@@ -210,7 +210,7 @@ def _joined(events: Iterable[Event], kind: EventKind) -> list[Event]:
             kept = {number: old for number, old in kept.items() if old.attempt == event.attempt}
             rooted = event.attempt
         if event.kind is kind:
-            kept[step] = event
+            kept[event.fields["step"]] = event
     return [kept[step] for step in sorted(kept)]
 
 
@@ -220,6 +220,10 @@ def _is_after(event: Event, restored: Event) -> bool:
     if event.kind is EventKind.step and all(isinstance(count, int) for count in samples):
         return event.fields["samples"] > restored.fields["samples"]
     return steps_taken(event) > restored.fields["step"]
+
+
+def _has_step(event: Event) -> bool:
+    return isinstance(event.fields.get("step"), int)
 
 
 def _of_kind(events: Iterable[Event], kind: EventKind) -> Iterator[Event]:
@@ -233,5 +237,5 @@ def _steps_told(steps: Sequence[Event], base: int) -> list[int]:
 
 
 def _total(steps: Sequence[Event], field: str, weights: Sequence[int]) -> float:
-    values = (event.fields.get(field, 0) for event in steps)
+    values = (number(event.fields, field, 0.0) for event in steps)
     return sum(value * weight for value, weight in zip(values, weights, strict=True))

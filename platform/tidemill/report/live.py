@@ -38,6 +38,7 @@ _STYLES = {
     EventKind.attempt_started: "dim",
 }
 _LAST_WORDS = {EventKind.finished, EventKind.stopped, EventKind.failed}
+_COUNTED = {EventKind.step, EventKind.restored}
 _PLAIN_ONLY = {EventKind.evaluated, EventKind.checkpoint_saved}
 
 
@@ -68,6 +69,8 @@ class LiveView:
             events: New events, oldest first, as `EventTail.poll` gives them.
         """
         for event in events:
+            if event.kind in _COUNTED and not isinstance(event.fields.get("step"), int):
+                continue
             self._status.take(event)
             self._said_last_words = event.kind in _LAST_WORDS
             if event.kind is not EventKind.step:

@@ -53,7 +53,7 @@ def say_event(event: Event, total_steps: int) -> str:  # noqa: C901 - one arm pe
             if isinstance(world := fields.get("saved_world"), int):
                 line += f", saved by {count_noun(world, 'worker')}"
         case EventKind.evaluated:
-            line = f"step {step:>{len(str(total_steps))}}/{total_steps}  {say_held_out(fields)}"
+            line = f"step {step!s:>{len(str(total_steps))}}/{total_steps}  {say_held_out(fields)}"
         case EventKind.checkpoint_saved:
             size = show_bytes(number(fields, "bytes"))
             line = f"saved {name} ({size} in {show_duration(number(fields, 'seconds'))})"

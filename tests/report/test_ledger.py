@@ -1,0 +1,166 @@
+"""Attempts join into one curve, and what was taken back is accounted for."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.report.histories import TOKENS, History
+from tidemill.report.events import joined_steps
+from tidemill.report.ledger import Ending, RunReport, make_run_report
+from tidemill.spec.progress import Event, EventKind
+
+
+def origins(events: list[Event]) -> list[tuple[int, int]]:
+    """(step, attempt) along the joined curve."""
+    return [(event.fields["step"], event.attempt) for event in joined_steps(events)]
+
+
+def report_of(history: History) -> RunReport:
+    report = make_run_report(history.events)
+    assert report is not None
+    return report
+
+
+def test_the_newest_attempt_wins() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 7)
+    history.start(restored=5)
+    history.steps(5, 9)
+    assert origins(history.events) == [(n, 1) for n in range(5)] + [(n, 2) for n in range(5, 10)]
+
+
+def test_restoring_takes_back_steps_before_they_are_taken_again() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 7)
+    history.start(restored=5)
+    assert origins(history.events) == [(n, 1) for n in range(5)]
+    history.steps(5, 5)
+    assert origins(history.events) == [*((n, 1) for n in range(5)), (5, 2)]
+
+
+def test_restoring_an_older_checkpoint_takes_back_more_than_one_attempt() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 4)
+    history.start(restored=4)
+    history.steps(4, 8)
+    history.start(restored=2)
+    history.steps(2, 2)
+    assert origins(history.events) == [(0, 1), (1, 1), (2, 3)]
+
+
+def test_steps_without_a_restore_start_the_run_afresh() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 7)
+    history.start()
+    assert len(joined_steps(history.events)) == 8
+    history.steps(0, 1)
+    assert origins(history.events) == [(0, 2), (1, 2)]
+
+
+def test_an_attempt_that_failed_on_its_way_up_takes_back_nothing() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 3)
+    history.start()
+    history.add(EventKind.failed, rank=0, error="no port")
+    assert len(joined_steps(history.events)) == 4
+    assert report_of(history).last_step == 4
+
+
+def test_a_late_event_of_an_older_attempt_is_still_an_older_attempts() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 7)
+    late = history.events.pop()
+    history.start(restored=5)
+    history.steps(5, 6)
+    assert origins([*history.events, late])[-1] == (6, 2)
+
+
+def test_sparse_steps_join_where_they_are() -> None:
+    history = History()
+    history.start()
+    for step in (0, 10, 20, 30):
+        history.step(step)
+    history.start(restored=25)
+    history.step(30)
+    history.step(31)
+    assert origins(history.events) == [(0, 1), (10, 1), (20, 1), (30, 2), (31, 2)]
+
+
+def test_events_without_a_step_do_no_harm() -> None:
+    history = History()
+    history.start()
+    history.add(EventKind.step, loss=1.0)
+    history.add(EventKind.restored)
+    history.steps(0, 1)
+    assert origins(history.events) == [(0, 1), (1, 1)]
+    assert report_of(history).last_step == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_curve_is_what_the_newest_state_lived(seed: int) -> None:
+    """Against a run that keeps, for each step of its state, the attempt that took it."""
+    rng = random.Random(seed)
+    history = History()
+    lived: list[int] = []
+    for attempt in range(1, 8):
+        base = rng.randint(0, len(lived))
+        history.start(restored=base or None)
+        steps = rng.randint(1, 9)
+        history.steps(base, base + steps - 1)
+        lived = lived[:base] + [attempt] * steps
+    assert origins(history.events) == list(enumerate(lived))
+
+
+def test_the_account_of_a_run() -> None:
+    history = History()
+    history.start(world=4)
+    history.steps(0, 7, seconds=0.5)
+    history.evaluate(8)
+    history.start(world=2, restored=5)
+    history.step(5, applied=False)
+    history.steps(6, 9, seconds=0.25)
+    history.evaluate(10)
+    history.finish(10)
+    report = report_of(history)
+    first, second = report.attempts
+    assert (first.ending, second.ending, report.ending) == (
+        Ending.cut,
+        Ending.finished,
+        Ending.finished,
+    )
+    assert (first.from_step, first.to_step) == (0, 8)
+    assert (second.from_step, second.to_step) == (5, 10)
+    assert (report.redone_steps, report.redone_s) == (3, 1.5)
+    assert (second.redone_steps, second.redone_s) == (0, 0)
+    assert report.tokens == 10 * TOKENS
+    assert report.training_s == 6 * 0.5 + 4 * 0.25
+    assert report.skipped_steps == (5,)
+    assert [event.fields["step"] for event in report.evaluations] == [10]
+    assert first.tokens_per_s == TOKENS / 0.5
+    assert report.duration_s == 4.0 + 1.5
+
+
+def test_a_recorded_step_stands_for_those_since_the_one_before() -> None:
+    history = History()
+    history.start()
+    for step in (0, 10, 20):
+        history.step(step, seconds=0.5)
+    history.start(restored=15)
+    for step in (20, 24):
+        history.step(step, seconds=0.5)
+    report = report_of(history)
+    assert report.tokens == 25 * TOKENS
+    assert report.redone_steps == 10
+    assert report.last_step == 25
+
+
+def test_no_events_no_account() -> None:
+    assert make_run_report([]) is None
