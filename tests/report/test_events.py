@@ -244,6 +244,20 @@ def test_events_that_are_lost_are_reported_once(
     assert str(run) in caplog.text
 
 
+def test_what_waits_for_storage_is_bounded_and_the_oldest_of_it_is_kept(
+    run: Location, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MOST_HELD_EVENTS", 3)
+    Path(run.path).write_text("a file is in the way")
+    log = EventLog(run, 1)
+    for step in range(10):
+        log.record(EventKind.step, step=step)
+    Path(run.path).unlink()
+    log.close()
+    assert numbers(read_events(run)) == [0, 1, 2]
+    assert len(caplog.records) == 1
+
+
 def test_closing_twice_is_closing(run: Location) -> None:
     log = EventLog(run, 1)
     log.record(EventKind.step, step=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -80,7 +81,12 @@ def test_a_late_event_of_an_older_attempt_is_still_an_older_attempts() -> None:
     late = history.events.pop()
     history.start(restored=5)
     history.steps(5, 6)
-    assert origins([*history.events, late])[-1] == (6, 2)
+    late = replace(late, at_s=history.now_s + 1)
+    events = [*history.events, late]
+    assert origins(events)[-1] == (6, 2)
+    report = make_run_report(events)
+    assert report is not None
+    assert [attempt.attempt for attempt in report.attempts] == [1, 2]
 
 
 def test_sparse_steps_join_where_they_are() -> None:

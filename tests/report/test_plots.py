@@ -104,10 +104,10 @@ def test_the_same_events_give_the_same_bytes(
     eventful: RunReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = draw_loss(eventful, name="run")
-    monkeypatch.setitem(mpl.rcParams, "font.size", 30.0)
+    monkeypatch.setitem(mpl.rcParams, "axes.facecolor", "black")
     monkeypatch.setitem(mpl.rcParams, "svg.hashsalt", "another")
     assert draw_loss(eventful, name="run") == first
-    assert mpl.rcParams["font.size"] == 30.0
+    assert mpl.rcParams["axes.facecolor"] == "black"
 
 
 def test_the_drawing_stands_alone(eventful: RunReport) -> None:
