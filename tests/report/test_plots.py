@@ -168,10 +168,11 @@ def test_thinning_keeps_what_stands_out() -> None:
 
 def test_smoothing_bends_no_line_and_calms_noise() -> None:
     line = [(float(step), 3.0 - step / 100) for step in range(100)]
-    assert [loss for _, loss in smoothed(line, 7)] == pytest.approx([loss for _, loss in line])
+    assert [loss for _, loss in smoothed(line, 7)] == pytest.approx([loss for _, loss in line[:-1]])
     noise = [(float(step), float(step % 2)) for step in range(100)]
-    calm = [loss for _, loss in smoothed(noise, 10)[10:-10]]
-    assert max(calm) - min(calm) < 0.1
+    calm = [loss for _, loss in smoothed(noise, 10)[10:]]
+    assert max(calm) - min(calm) < 0.35
+    assert max(calm[:-8]) - min(calm[:-8]) < 0.1
 
 
 def test_reporting_costs_no_matplotlib_until_something_is_drawn() -> None:

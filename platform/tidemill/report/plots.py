@@ -86,6 +86,8 @@ def draw_loss(report: RunReport, *, name: str, caption: str = "") -> bytes:
 def smoothed(curve: Curve, window: int) -> Curve:
     """A centred moving average that narrows towards both ends, so neither end is bent.
 
+    It stops a little before the last point, where it would have narrowed to the noise.
+
     Args:
         curve: (step, loss) by step.
         window: Most points on either side of the one in the middle.
@@ -93,7 +95,7 @@ def smoothed(curve: Curve, window: int) -> Curve:
     sums = [0.0, *accumulate(loss for _, loss in curve)]
     last = len(curve) - 1
     result: Curve = []
-    for i, (step, _) in enumerate(curve):
+    for i, (step, _) in enumerate(curve[: len(curve) - window // 5]):
         reach = min(window, i, last - i)
         result.append((step, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
     return result
@@ -212,7 +214,7 @@ def _draw_frame(axes: Axes, report: RunReport) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(length=3)
     if report.steps or report.evaluations:
-        axes.legend(frameon=False, loc="upper right")
+        axes.legend(loc="upper right", framealpha=0.9, edgecolor="none")
     else:
         axes.text(
             0.5,
