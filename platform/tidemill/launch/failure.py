@@ -18,6 +18,7 @@ BYSTANDER = re.compile(
     r"Timed out (waiting|after)|SynchronizationActor|broken rendezvous",
     re.IGNORECASE,
 )
+SNIPPET = re.compile(r"^\[Rank ([\d,]+) Error Snippet\]:\n", re.MULTILINE)
 
 
 def explain_failure(error: BaseException) -> TidemillError:
@@ -32,10 +33,9 @@ def explain_failure(error: BaseException) -> TidemillError:
     match error:
         case WorkerGroupError(worker_failures=failures) if failures:
             rank, cause = _culprit(failures)
-            own = _unwrapped(cause)
-            if isinstance(own, TidemillError):
-                return own
-            return TrainingError(f"rank {rank} failed: {_one_line(own)}", _traceback(cause))
+            if isinstance(cause, TidemillError):
+                return cause
+            return TrainingError(f"rank {rank} failed: {_one_line(cause)}", _details(error, rank))
         case ControllerError(controller_failure=cause):
             return TrainingError(f"Ray could not run the workers: {_one_line(cause)}", str(cause))
         case TrainingFailedError() | RayError():
@@ -46,19 +46,29 @@ def explain_failure(error: BaseException) -> TidemillError:
             raise error
 
 
-def _culprit(failures: dict[int, Exception]) -> tuple[int, Exception]:
+def _culprit(failures: dict[int, Exception]) -> tuple[int, BaseException]:
     """The first rank that failed for a reason of its own, or else simply the first."""
-    ranked = sorted(failures.items())
-    own = [item for item in ranked if not BYSTANDER.search(_one_line(_unwrapped(item[1])))]
+    ranked = [(rank, _cause(error)) for rank, error in sorted(failures.items())]
+    own = [item for item in ranked if not _is_bystander(item[1])]
     return (own or ranked)[0]
 
 
-def _unwrapped(error: Exception) -> BaseException:
-    return getattr(error, "_base_exc", None) or error
+def _cause(error: BaseException) -> BaseException:
+    """What Ray could not reach a worker for, where that is all the failure says."""
+    return getattr(error, "health_check_failure", None) or error
 
 
-def _traceback(error: Exception) -> str:
-    return getattr(error, "_traceback_str", None) or str(error)
+def _is_bystander(error: BaseException) -> bool:
+    """Whether a collective broke; torch raises runtime errors then, and Ray its own."""
+    of_a_collective = isinstance(error, RuntimeError) or type(error).__module__.startswith("ray.")
+    return of_a_collective and BYSTANDER.search(_one_line(error)) is not None
+
+
+def _details(error: WorkerGroupError, rank: int) -> str:
+    """The rank's traceback. Exceptions travel without theirs, but Ray quotes it in its message."""
+    _, *quoted = SNIPPET.split(str(error))
+    told = zip(quoted[::2], quoted[1::2], strict=True)
+    return next((text for ranks, text in told if str(rank) in ranks.split(",")), str(error))
 
 
 def _one_line(error: BaseException) -> str:

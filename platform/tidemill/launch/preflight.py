@@ -6,13 +6,15 @@ the corpus ready. A refusal costs a second on a laptop and leaves nothing behind
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from tidemill.checkpoint.manifest import Manifest, committed, read_manifest
 from tidemill.data.corpus import Corpus, prepare_corpus
-from tidemill.errors import CheckpointError, CorruptCheckpoint, SpecError
+from tidemill.errors import CheckpointError, CorruptCheckpoint, SpecError, StorageError
 from tidemill.report.events import next_attempt
 from tidemill.spec.base import differences
 from tidemill.spec.run import Resume, RunSpec
@@ -81,14 +83,16 @@ def preflight(spec: RunSpec) -> Preflight:
             f"{spec.storage!r} is relative, and Ray deletes a job's working directory after it",
             "use an absolute path or a URI that all nodes see, e.g. storage=s3://bucket/runs",
         )
-    storage = locate(spec.storage)
-    spec = replace(spec, storage=storage.uri)
-    run = storage / spec.name
-    newest = _newest_readable(run)
-    _check_resume(spec, run, newest)
-    if newest is not None:
-        _check_identity(spec, run, newest)
-    check_writable(storage)
+    with _naming_storage():
+        storage = locate(spec.storage)
+        spec = replace(spec, storage=storage.uri)
+        run = storage / spec.name
+        newest = _newest_readable(run)
+        _check_resume(spec, run, newest)
+        if newest is not None:
+            _check_identity(spec, run, newest)
+        check_writable(storage)
+        launch = next_attempt(run)
     corpus = prepare_corpus(spec.data, storage, sequence=spec.batch.sequence)
     if newest is not None and newest.corpus_digest != corpus.digest:
         raise CheckpointError(
@@ -101,10 +105,21 @@ def preflight(spec: RunSpec) -> Preflight:
         spec=spec,
         run=run,
         corpus=corpus,
-        launch=next_attempt(run),
+        launch=launch,
         start=Start.finished if step >= spec.steps else start,
         step=step,
     )
+
+
+@contextlib.contextmanager
+def _naming_storage() -> Iterator[None]:
+    """Name the key in whatever storage complains of."""
+    try:
+        yield
+    except StorageError as error:
+        raise StorageError(
+            f"storage: {error}; choose a storage= that this machine can read and write"
+        ) from error
 
 
 def _newest_readable(run: Location) -> Manifest | None:

@@ -89,7 +89,12 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def __enter__(self) -> Self:
-        """Take over both signals; only the main thread may."""
+        """Take over both signals; only the main thread may.
+
+        A launch that was killed before its first event has left its number to this one, and perhaps
+        a request, which is not meant for this one.
+        """
+        withdraw_stop(self._run, self._launch)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)

@@ -11,18 +11,21 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tidemill.checkpoint.export import export_safetensors, read_tensors
 from tidemill.checkpoint.manifest import committed
 from tidemill.data.corpus import Corpus
 from tidemill.errors import CheckpointError, CorruptCheckpoint, SpecError
-from tidemill.spec.base import from_plain
+from tidemill.spec.base import differences, from_plain
 from tidemill.spec.doors import ExportSpec, GenerateSpec
 from tidemill.spec.run import RunSpec
 from tidemill.storage import Location, exists, locate, read_bytes
 from tidemill.train.generate import sample
 from tidemill.train.model import build_model
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 END_OF_DOCUMENT = 256
 
@@ -62,7 +65,8 @@ def generate(asked: GenerateSpec) -> Iterator[str]:
 
     Raises:
         SpecError: The run's tokens are not bytes.
-        CheckpointError: There is no such run, or none of its checkpoints is whole.
+        CheckpointError: There is no such run, none of its checkpoints is whole, or the newest whole
+            one is of another model.
     """
     run = open_run(asked.run, asked.storage)
     if not run.corpus.byte_level:
@@ -78,6 +82,7 @@ def generate(asked: GenerateSpec) -> Iterator[str]:
     tensors = _newest_whole(
         run, lambda place: {**read_tensors(place, "buffer."), **read_tensors(place, "param.")}
     )
+    _require_fit(model, tensors)
     # Tied weights are stored once, under the name that comes first.
     model.load_state_dict(tensors, strict=False)
     tokens = sample(
@@ -122,6 +127,19 @@ def _newest_whole(run: TrainedRun, read: Callable[[Location], T]) -> T:
             logger.warning("passing over %s: %s", checkpoint.name, error)
             problems.append(str(error))
     raise CheckpointError(f"run: no checkpoint is whole ({problems[0]}); restore one from a backup")
+
+
+def _require_fit(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Refuse weights of another model than the run's code builds now."""
+    kept = model.state_dict().keys()
+    named = itertools.chain(model.named_parameters(), model.named_buffers())
+    live = {name: tuple(tensor.shape) for name, tensor in named if name in kept}
+    stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name, then, now in differences(stored, live):
+        raise CheckpointError(
+            f"model: {name} has shape {then} in the checkpoint and {now} in the model; put the "
+            "model's code back as it was"
+        )
 
 
 def _as_text(prompt: str, tokens: Iterator[int]) -> Iterator[str]:

@@ -1,0 +1,174 @@
+"""A launch is followed from attempt to attempt, nothing lost and nothing told twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.launch.runs import CORPUS, run_of, text_run
+from tidemill.launch import follower
+from tidemill.launch.follower import Follower
+from tidemill.launch.preflight import Preflight, Start
+from tidemill.report.events import EventLog, EventTail
+from tidemill.report.live import LiveView
+from tidemill.spec.progress import Event, EventKind
+
+LAUNCH = 4
+
+
+class View:
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Event]] = []
+
+    def feed(self, events: list[Event]) -> None:
+        self.batches.append(list(events))
+
+    @property
+    def seen(self) -> list[tuple[int, str, int]]:
+        """(attempt, kind, step) of every event."""
+        return [
+            (event.attempt, event.kind.value, event.fields["step"])
+            for batch in self.batches
+            for event in batch
+        ]
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Preflight:
+    spec = text_run(tmp_path)
+    return Preflight(
+        spec=spec, run=run_of(spec), corpus=CORPUS, launch=LAUNCH, start=Start.resume, step=6
+    )
+
+
+@pytest.fixture
+def record(ready: Preflight) -> Callable[..., None]:
+    """Write events of an attempt, so that they are there on return."""
+
+    def write(attempt: int, *events: tuple[EventKind, int]) -> None:
+        log = EventLog(ready.run, attempt)
+        for kind, step in events:
+            log.record(kind, step=step)
+        log.close()
+
+    return write
+
+
+@pytest.fixture
+def view() -> View:
+    return View()
+
+
+def feed(following: Follower, view: View) -> None:
+    following.feed(cast("LiveView", view))
+
+
+def test_before_the_first_event(ready: Preflight, view: View) -> None:
+    following = Follower(ready)
+    feed(following, view)
+    following.feed(None)
+    assert (following.step, following.last_step, following.finished) == (6, None, False)
+    assert view.batches == []
+
+
+def test_only_this_launch_is_followed(
+    ready: Preflight, record: Callable[..., None], view: View
+) -> None:
+    record(LAUNCH - 1, (EventKind.step, 8), (EventKind.finished, 9))
+    following = Follower(ready)
+    feed(following, view)
+    assert (view.seen, following.last_step, following.finished) == ([], None, False)
+
+
+def test_a_log_is_followed_as_it_grows(
+    ready: Preflight, record: Callable[..., None], view: View
+) -> None:
+    following = Follower(ready)
+    record(LAUNCH, (EventKind.restored, 5), (EventKind.step, 5))
+    feed(following, view)
+    assert (following.step, following.last_step) == (5, 5)
+    record(LAUNCH, (EventKind.step, 6), (EventKind.checkpoint_saved, 7), (EventKind.step, 7))
+    feed(following, view)
+    feed(following, view)
+    assert (following.step, following.last_step) == (7, 7)
+    assert not following.finished
+    assert [len(batch) for batch in view.batches] == [2, 3]
+
+
+def test_the_end_is_remembered(ready: Preflight, record: Callable[..., None]) -> None:
+    following = Follower(ready)
+    record(LAUNCH, (EventKind.checkpoint_saved, 10), (EventKind.finished, 10))
+    following.feed(None)
+    assert (following.step, following.finished) == (10, True)
+    following.feed(None)
+    assert following.finished
+
+
+def test_a_stop_is_no_end(ready: Preflight, record: Callable[..., None]) -> None:
+    following = Follower(ready)
+    record(LAUNCH, (EventKind.checkpoint_saved, 7), (EventKind.stopped, 7))
+    following.feed(None)
+    assert (following.step, following.finished) == (7, False)
+
+
+def test_it_crosses_to_the_next_attempts(
+    ready: Preflight, record: Callable[..., None], view: View
+) -> None:
+    following = Follower(ready)
+    record(LAUNCH, (EventKind.step, 6))
+    feed(following, view)
+    record(LAUNCH, (EventKind.step, 7), (EventKind.step, 8))
+    record(LAUNCH + 1, (EventKind.restored, 6), (EventKind.step, 6))
+    feed(following, view)
+    assert (following.step, following.last_step) == (6, 6)
+    record(LAUNCH + 1, (EventKind.step, 7))
+    feed(following, view)
+    record(LAUNCH + 2, (EventKind.restored, 6))
+    feed(following, view)
+    assert view.seen == [
+        (LAUNCH, "step", 6),
+        (LAUNCH, "step", 7),
+        (LAUNCH, "step", 8),
+        (LAUNCH + 1, "restored", 6),
+        (LAUNCH + 1, "step", 6),
+        (LAUNCH + 1, "step", 7),
+        (LAUNCH + 2, "restored", 6),
+    ]
+
+
+def test_last_words_that_come_between_two_looks_are_not_lost(
+    ready: Preflight,
+    record: Callable[..., None],
+    view: View,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late = [(EventKind.step, 7)]
+
+    class Tail(EventTail):
+        """Just before the next attempt is looked at, the one before it says its last."""
+
+        def __init__(self, run: Any, attempt: int) -> None:
+            super().__init__(run, attempt)
+            self.attempt = attempt
+
+        def poll(self) -> list[Event]:
+            if self.attempt == LAUNCH + 1 and late:
+                record(LAUNCH, late.pop())
+                record(LAUNCH + 1, (EventKind.restored, 6))
+            return super().poll()
+
+    monkeypatch.setattr(follower, "EventTail", Tail)
+    following = Follower(ready)
+    record(LAUNCH, (EventKind.step, 6))
+    feed(following, view)
+    feed(following, view)
+    assert view.seen == [
+        (LAUNCH, "step", 6),
+        (LAUNCH, "step", 7),
+        (LAUNCH + 1, "restored", 6),
+    ]
