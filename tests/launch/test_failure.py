@@ -135,6 +135,11 @@ def test_the_traceback_is_that_of_the_rank_and_of_no_other() -> None:
     assert "Error Snippet" not in error.details
 
 
+def test_rank_10_is_not_rank_1() -> None:
+    error = explained({10: KeyError("ten"), 1: ValueError("one")})
+    assert error.details.rstrip().endswith("ValueError: one")
+
+
 def test_ranks_that_failed_alike_share_a_traceback() -> None:
     errors = {rank: ValueError(f"rank {rank} ran dry") for rank in (10, 11, 1)}
     error = explained({0: RuntimeError(CLOSED), **errors})

@@ -102,7 +102,8 @@ def test_a_log_is_followed_as_it_grows(
 
 def test_the_end_is_remembered(ready: Preflight, record: Callable[..., None]) -> None:
     following = Follower(ready)
-    record(LAUNCH, (EventKind.checkpoint_saved, 10), (EventKind.finished, 10))
+    ends = ((EventKind.finished, 10), (EventKind.evaluated, 10))
+    record(LAUNCH, (EventKind.checkpoint_saved, 10), *ends)
     following.feed(None)
     assert (following.step, following.finished) == (10, True)
     following.feed(None)
