@@ -79,6 +79,7 @@ def explained(errors: Mapping[int, Exception]) -> TrainingError:
 def test_a_rank_with_a_reason_of_its_own_is_told(bystander: Exception) -> None:
     error = explained({0: bystander, 1: ValueError("the tide went out")})
     assert str(error) == "rank 1 failed: ValueError: the tide went out"
+    assert error.rank == 1
     assert error.exit_code == 1
 
 
@@ -166,7 +167,7 @@ OWN: list[TidemillError] = [
     StorageError("cannot write: no space is left on the disk"),
     CheckpointError("no checkpoint is whole"),
     CorruptCheckpoint("rank-00000.bin: cut short"),
-    TrainingError("the loss is not finite", "Traceback: ..."),
+    TrainingError("the loss is not finite", "Traceback: ...", 3),
 ]
 
 

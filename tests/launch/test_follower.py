@@ -9,10 +9,11 @@ from typing import Any, cast
 import pytest
 
 from tests.launch.runs import CORPUS, run_of, text_run
+from tidemill.errors import DataError, TrainingError
 from tidemill.launch import follower
 from tidemill.launch.follower import Follower
 from tidemill.launch.preflight import Preflight, Start
-from tidemill.report.events import EventLog, EventTail
+from tidemill.report.events import EventLog, EventTail, next_attempt, read_events
 from tidemill.report.live import LiveView
 from tidemill.spec.progress import Event, EventKind
 
@@ -26,7 +27,7 @@ class View:
         self.batches: list[list[Event]] = []
 
     def feed(self, events: list[Event]) -> None:
-        self.batches.append(list(events))
+        self.batches += [list(events)] if events else []
 
     @property
     def seen(self) -> list[tuple[int, str, int]]:
@@ -173,3 +174,45 @@ def test_last_words_that_come_between_two_looks_are_not_lost(
         (LAUNCH, "step", 7),
         (LAUNCH + 1, "restored", 6),
     ]
+
+
+# --- failures --------------------------------------------------------------------------------
+
+
+def test_what_a_worker_says_of_a_failure_is_left_to_the_driver(
+    ready: Preflight, record: Callable[..., None], view: View
+) -> None:
+    following = Follower(ready)
+    record(LAUNCH, (EventKind.step, 6), (EventKind.failed, 7), (EventKind.step, 7))
+    feed(following, view)
+    assert view.seen == [(LAUNCH, "step", 6), (LAUNCH, "step", 7)]
+
+
+def test_a_failure_goes_to_the_log_of_its_attempt(
+    ready: Preflight, record: Callable[..., None]
+) -> None:
+    following = Follower(ready)
+    record(LAUNCH, (EventKind.step, 6))
+    record(LAUNCH + 1, (EventKind.step, 6))
+    following.feed(None)
+    following.note_failure(TrainingError("rank 1 failed: ValueError: dry", "Traceback: ...", 1))
+    record(LAUNCH + 2, (EventKind.restored, 6))
+    following.feed(None)
+    following.note_failure(DataError("the packed corpus is gone"))
+    failed = [event for event in read_events(ready.run) if event.kind is EventKind.failed]
+    assert [(event.attempt, event.fields) for event in failed] == [
+        (LAUNCH + 1, {"rank": 1, "error": "ValueError: dry", "traceback": "Traceback: ..."}),
+        (LAUNCH + 2, {"rank": None, "error": "the packed corpus is gone", "traceback": ""}),
+    ]
+
+
+def test_after_a_failure_without_an_event_the_next_attempt_is_followed(
+    ready: Preflight, record: Callable[..., None], view: View
+) -> None:
+    following = Follower(ready)
+    following.note_failure(TrainingError("Ray could not run the workers"))
+    assert next_attempt(ready.run) == LAUNCH + 1
+    record(LAUNCH + 1, (EventKind.step, 0))
+    feed(following, view)
+    feed(following, view)
+    assert view.seen == [(LAUNCH + 1, "step", 0)]

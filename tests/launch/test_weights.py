@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,11 @@ def test_letters_of_several_bytes_come_whole(tmp_path: Path) -> None:
 def test_bytes_that_are_no_text_are_marked(tmp_path: Path) -> None:
     spec = says(tmp_path, {ord("a"): {0xC3: 9.0}, 0xC3: {ord("a"): 9.0}})
     assert text_of(spec, tokens=3) == "a\ufffda\ufffd"
+
+
+def test_a_prompt_may_hold_bytes_that_are_no_text(tmp_path: Path) -> None:
+    spec = says(tmp_path, {0xFF: {ord("z"): 9.0}})
+    assert text_of(spec, prompt=os.fsdecode(b"a\xff"), tokens=1) == "a\ufffdz"
 
 
 def test_text_comes_as_it_is_made(counter: RunSpec) -> None:

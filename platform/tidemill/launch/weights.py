@@ -85,15 +85,17 @@ def generate(asked: GenerateSpec) -> Iterator[str]:
     _require_fit(model, tensors)
     # Tied weights are stored once, under the name that comes first.
     model.load_state_dict(tensors, strict=False)
+    # A command line may hold bytes that are no text; the model takes any.
+    prompt = asked.prompt.encode(errors="surrogateescape")
     tokens = sample(
         model,
-        list(asked.prompt.encode()) or [END_OF_DOCUMENT],
+        list(prompt) or [END_OF_DOCUMENT],
         sequence=sequence,
         temperature=asked.temperature,
         top_k=asked.top_k,
         seed=asked.seed,
     )
-    return _as_text(asked.prompt, itertools.islice(tokens, asked.tokens))
+    return _as_text(prompt.decode(errors="replace"), itertools.islice(tokens, asked.tokens))
 
 
 def export(asked: ExportSpec) -> Location:
