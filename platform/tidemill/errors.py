@@ -63,14 +63,16 @@ class TrainingError(TidemillError):
     Args:
         summary: One line naming the rank and the cause.
         details: The failing worker's traceback, or an empty string.
+        rank: The rank that failed first; None if no single one is to blame.
     """
 
     exit_code = 1
 
-    def __init__(self, summary: str, details: str = "") -> None:
+    def __init__(self, summary: str, details: str = "", rank: int | None = None) -> None:
         super().__init__(summary)
         self.details = details
+        self.rank = rank
 
-    def __reduce__(self) -> tuple[type[TrainingError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[TrainingError], tuple[str, str, int | None]]:
         """Survive the way from a worker to the driver."""
-        return type(self), (str(self), self.details)
+        return type(self), (str(self), self.details, self.rank)

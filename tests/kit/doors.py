@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +67,19 @@ def door_ajar(
 
 def wait_for_step(run: Location, step: int, process: subprocess.Popen[str]) -> None:
     """Wait until the run has recorded step number `step`, as long as `process` lives."""
-    while not any(event.fields["step"] >= step for event in events_of(run, EventKind.step)):
+    _wait(lambda e: e.kind is EventKind.step and e.fields["step"] >= step, run, process)
+
+
+def wait_for_attempt(run: Location, attempt: int, process: subprocess.Popen[str]) -> None:
+    """Wait until `attempt` has recorded a step, as long as `process` lives."""
+    _wait(lambda e: e.kind is EventKind.step and e.attempt == attempt, run, process)
+
+
+def _wait(seen: Callable[[Event], bool], run: Location, process: subprocess.Popen[str]) -> None:
+    while not any(seen(event) for event in read_events(run)):
         if process.poll() is not None:
             _, err = process.communicate()
-            raise AssertionError(f"the run ended before step {step}:\n{err}")
+            raise AssertionError(f"the run ended too early:\n{err}")
         time.sleep(POLL_S)
 
 

@@ -15,6 +15,7 @@ from tests.kit.doors import (
     events_of,
     open_door,
     run_at,
+    wait_for_attempt,
     wait_for_step,
 )
 from tidemill.checkpoint.manifest import committed
@@ -26,12 +27,13 @@ SMALL = (
     "batch.sequence=32",
     "batch.global_size=6",
     "batch.micro_size=2",
-    "optim.decay_steps=30",
+    "optim.decay_steps=300",
     "precision=fp32",
     "data.held_out=0.2",
 )
-STEPS = 14
-KILLED_AFTER = 6
+STEPS = 300
+EVERY = 25
+KILLED_AFTER = 60
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def _arguments(name: str, steps: int = STEPS, strategy: str = "deepspeed_z2") ->
         f"steps={steps}",
         f"strategy={strategy}",
         "data.paths=[part*.py]",
-        "checkpoint.every_steps=4",
+        f"checkpoint.every_steps={EVERY}",
         "report.eval_every_steps=0",
     )
 
@@ -78,11 +80,14 @@ def test_a_run_says_little_and_leaves_a_summary(place: Path, undisturbed: list[f
 def test_a_finished_run_says_so(place: Path, undisturbed: list[float]) -> None:
     answer = open_door("train", *_arguments("undisturbed"), cwd=place)
     assert answer.code == 0
-    assert "has finished its 14 steps already" in answer.out
+    assert "has finished its 300 steps already" in answer.out
     assert curve_of(run_at(place, "undisturbed")) == undisturbed
 
 
-def test_killed_and_started_again_it_is_the_same_run(place: Path, undisturbed: list[float]) -> None:
+def test_killed_and_damaged_it_goes_on_as_the_same_run(
+    place: Path, undisturbed: list[float]
+) -> None:
+    """SIGKILL of the driver, a flipped bit in the newest checkpoint, the same command again."""
     run = run_at(place, "killed")
     with door_ajar("train", *_arguments("killed"), cwd=place) as driver:
         family = psutil.Process(driver.pid)
@@ -90,32 +95,58 @@ def test_killed_and_started_again_it_is_the_same_run(place: Path, undisturbed: l
         children = family.children(recursive=True)
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
-    _, alive = psutil.wait_procs(children, timeout=20)
+    # Ray's agents take their time to notice; whatever computes or commits must be gone.
+    workers = [child for child in children if "Train" in _name(child) or "raylet" in _name(child)]
+    _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
-    taken = len(curve_of(run))
-    assert KILLED_AFTER < taken < STEPS
+    assert KILLED_AFTER < len(curve_of(run)) < STEPS
+    newest, older = committed(run)
+    file = Path(newest.path) / "rank-00001.bin"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 
     answer = open_door("train", *_arguments("killed"), cwd=place)
     assert answer.code == 0, answer.err
+    assert f"refused checkpoint {newest.name}" in answer.err
+    (refused,) = events_of(run, EventKind.checkpoint_refused)
+    assert refused.fields["name"] == newest.name
     (restored,) = events_of(run, EventKind.restored)
-    assert restored.fields["step"] % 4 == 0
-    assert restored.fields["step"] > 0
+    assert restored.fields["checkpoint"] == older.name
     assert curve_of(run) == pytest.approx(undisturbed, abs=1e-6)
+    _, alive = psutil.wait_procs(children, timeout=90)
+    assert not alive
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_saves_first(place: Path, undisturbed: list[float], number: signal.Signals) -> None:
-    name = f"stopped-{number.name}"
-    run = run_at(place, name)
-    long = ("checkpoint.every_steps=0", "steps=2000")
-    with door_ajar("train", *_arguments(name), *long, cwd=place) as driver:
-        wait_for_step(run, 2, driver)
-        driver.send_signal(number)
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name() + " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def test_a_lost_worker_is_replaced_and_a_stop_saves_first(
+    place: Path, undisturbed: list[float]
+) -> None:
+    """SIGKILL of one worker, then SIGTERM; tests/system/test_ray_job.py stops with SIGINT."""
+    run = run_at(place, "stopped")
+    with door_ajar("train", *_arguments("stopped"), "steps=100000", cwd=place) as driver:
+        wait_for_step(run, KILLED_AFTER, driver)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        worker = next(child for child in family if "RayTrainWorker" in _name(child))
+        worker.kill()
+        wait_for_attempt(run, 2, driver)
+        driver.send_signal(signal.SIGTERM)
         out, err = driver.communicate(timeout=60)
-    assert driver.returncode == 128 + number, err
+    assert driver.returncode == 128 + signal.SIGTERM, err
+    assert "going on from the newest checkpoint (failure 1)" in err
+    (failed,) = events_of(run, EventKind.failed)
+    assert failed.attempt == 1
+    (restored,) = events_of(run, EventKind.restored)
+    assert restored.fields["step"] >= KILLED_AFTER // EVERY * EVERY
     (stopped,) = events_of(run, EventKind.stopped)
-    (newest,) = committed(run)
-    assert newest.name == f"step-{stopped.fields['step']:010d}-a0001"
+    newest = committed(run)[0]
+    assert newest.name == f"step-{stopped.fields['step']:010d}-a0002"
     assert f"stopped with a checkpoint at step {stopped.fields['step']}" in out
     assert not (Path(run.path) / "control").exists()
     curve = curve_of(run)
@@ -123,35 +154,13 @@ def test_a_stop_saves_first(place: Path, undisturbed: list[float], number: signa
     assert curve[:common] == pytest.approx(undisturbed[:common], abs=1e-6)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_told(
-    place: Path, undisturbed: list[float]
-) -> None:
-    run = run_at(place, "damaged")
-    assert open_door("train", *_arguments("damaged", steps=8), cwd=place).code == 0
-    newest, older = committed(run)
-    file = Path(newest.path) / "rank-00001.bin"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-    answer = open_door("train", *_arguments("damaged", strategy="ddp"), cwd=place)
-    assert answer.code == 0, answer.err
-    assert newest.name in answer.out
-    (refused,) = events_of(run, EventKind.checkpoint_refused)
-    assert refused.fields["name"] == newest.name
-    (restored,) = events_of(run, EventKind.restored)
-    assert restored.fields["step"] == int(older.name[5:15])
-    assert curve_of(run) == pytest.approx(undisturbed, abs=2e-6)
-
-
 def test_text_and_weights_come_out(place: Path, undisturbed: list[float]) -> None:
     assert undisturbed
     asked = ("run=undisturbed", "prompt=def f", "tokens=20")
-    first, second = (open_door("generate", *asked, cwd=place) for _ in range(2))
-    assert first.code == 0, first.err
-    assert first.out == second.out
-    assert first.out.startswith("def f")
-    assert len(first.out) > len("def f\n")
+    answer = open_door("generate", *asked, cwd=place)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("def f")
+    assert len(answer.out) > len("def f\n")
 
     answer = open_door("export", "run=undisturbed", "to=weights", cwd=place)
     assert answer.code == 0, answer.err
@@ -190,8 +199,11 @@ def test_a_failing_worker_shows_its_own_traceback_once(place: Path) -> None:
         env={"PYTHONPATH": f"{place}:{Path(__file__).parents[2] / 'platform'}"},
     )
     assert answer.code == 1
-    assert answer.err.count("the tide went out") == 2
-    assert answer.err.lstrip().startswith("Traceback")
-    assert answer.err.rstrip().splitlines()[-1] == (
-        "error: rank 1 failed: ArithmeticError: the tide went out"
-    )
+    assert answer.err.count("Traceback") == 1
+    told, _, error = answer.err.rstrip().rpartition("\n")
+    assert error == "error: rank 1 failed: ArithmeticError: the tide went out"
+    assert told.endswith("ArithmeticError: the tide went out")
+    assert "faulty_model.py" in told
+    (failed,) = events_of(run_at(place, "faulty"), EventKind.failed)
+    assert failed.fields["rank"] == 1
+    assert failed.fields["error"] == "ArithmeticError: the tide went out"

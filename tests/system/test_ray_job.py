@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -43,11 +44,12 @@ def cluster() -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{dashboard}"
     finally:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(30)
-        finally:
-            os.killpg(head.pid, signal.SIGKILL) if head.poll() is None else None
+        family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait(30)
+        psutil.wait_procs(family, timeout=30)
 
 
 def test_submit_and_stop_saves_a_checkpoint(cluster: str, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ class Store:
             self._prune(place)
         return manifest.decode(text.encode(), str(place))
 
-    def load(self, state: State, refused: Callable[[Location, str], None]) -> Cursor | None:
+    def load(self, state: State, refused: Callable[[Location, str], None]) -> Manifest | None:
         """Fill `state` from the newest checkpoint that is whole. Collective.
 
         Args:
@@ -84,7 +84,8 @@ class Store:
             refused: Called on every rank with each newer checkpoint that is not whole, and why.
 
         Returns:
-            Where the run goes on, or None if it has no checkpoint.
+            The manifest of the checkpoint; its cursor is where the run goes on. None if the run has
+            no checkpoint.
 
         Raises:
             CheckpointError: None of the checkpoints is whole, or the newest whole one is of another
@@ -105,7 +106,7 @@ class Store:
                 refused(place, str(error))
                 continue
             state.scalars.update(found.scalars)
-            return found.cursor
+            return found
         if reasons:
             raise CheckpointError(
                 f"{self._run}: no checkpoint is whole ({'; '.join(reasons)}); restore one from a "

@@ -35,7 +35,8 @@ def explain_failure(error: BaseException) -> TidemillError:
             rank, cause = _culprit(failures)
             if isinstance(cause, TidemillError):
                 return cause
-            return TrainingError(f"rank {rank} failed: {_one_line(cause)}", _details(error, rank))
+            summary = f"rank {rank} failed: {_one_line(cause)}"
+            return TrainingError(summary, _details(error, rank), rank)
         case ControllerError(controller_failure=cause):
             return TrainingError(f"Ray could not run the workers: {_one_line(cause)}", str(cause))
         case TrainingFailedError() | RayError():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tidemill.errors import TidemillError
 from tidemill.launch.preflight import Preflight
-from tidemill.report.events import EventTail
+from tidemill.report.events import EventLog, EventTail
 from tidemill.report.live import LiveView
 from tidemill.spec.progress import Event, EventKind
 
@@ -27,7 +28,7 @@ class Follower:
         self.finished = False
 
     def feed(self, view: LiveView | None) -> None:
-        """Pass new events on to `view`."""
+        """Pass new events on to `view`, but for failures: the driver knows more about them."""
         events = self._tail.poll()
         following = EventTail(self._run, self._attempt + 1)
         if later := following.poll():
@@ -35,8 +36,20 @@ class Follower:
             self._attempt, self._tail = self._attempt + 1, following
         for event in events:
             self._remember(event)
-        if view is not None and events:
-            view.feed(events)
+        if view is not None:
+            view.feed([event for event in events if event.kind is not EventKind.failed])
+
+    def note_failure(self, error: TidemillError) -> None:
+        """Write the failure into the log of the attempt that it ended, whose workers are gone."""
+        rank = getattr(error, "rank", None)
+        log = EventLog(self._run, self._attempt)
+        log.record(
+            EventKind.failed,
+            rank=rank,
+            error=str(error).removeprefix(f"rank {rank} failed: "),
+            traceback=getattr(error, "details", ""),
+        )
+        log.close()
 
     def _remember(self, event: Event) -> None:
         if event.kind in {EventKind.checkpoint_saved, EventKind.restored}:

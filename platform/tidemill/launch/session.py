@@ -23,8 +23,10 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
 }
+WATCHED = ("RAY_TRAIN_ENABLE_STATE_TRACKING", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER")
+# Workers started ahead of need have another environment than Train's, so none is ever used.
+LOCAL = {"RAY_prestart_worker_first_driver": "0"}
 
 
 @contextlib.contextmanager
@@ -38,16 +40,17 @@ def ray_session(spec: RunSpec, say: Callable[[str], None]) -> Iterator[None]:
     Raises:
         SpecError: This machine will never have what `scale` asks for.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
+    # Each costs a process; on one machine without a dashboard there is nobody to tell.
+    watched = "1" if address or spec.report.dashboard else "0"
+    wanted = {**ENVIRONMENT, **dict.fromkeys(WATCHED, watched), **({} if address else LOCAL)}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
     scale = spec.scale
     local: dict[str, Any] = {
         "num_cpus": max(os.cpu_count() or 1, math.ceil(scale.workers * scale.cpus_per_worker)),
         "include_dashboard": spec.report.dashboard,
     }
-    # A Ray started for the run must not leave a token behind, nor need one: it is on loopback.
-    os.environ.setdefault("RAY_AUTH_MODE", "token" if address else "disabled")
     context = ray.init(
         address=address or "local",
         log_to_driver=spec.report.worker_logs,

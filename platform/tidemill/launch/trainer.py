@@ -65,11 +65,12 @@ def train(ready: Preflight, say: Callable[[str], None]) -> Outcome:
             same way without a step in between.
     """
     _write_spec(ready)
-    with ray_session(ready.spec, say), Interrupts(ready.run, ready.launch, say) as signals:
-        follower = Follower(ready)
-        view = LiveView(ready.spec.steps) if ready.spec.report.live else None
+    follower = Follower(ready)
+    view = LiveView(ready.spec.steps) if ready.spec.report.live else None
+    tell = view.say if view is not None else say
+    with ray_session(ready.spec, tell), Interrupts(ready.run, ready.launch, tell) as signals:
         try:
-            _fit_until_done(ready, follower, view, say, signals)
+            _fit_until_done(ready, follower, view, tell, signals)
         finally:
             follower.feed(view)
             if view is not None:
@@ -98,6 +99,7 @@ def _fit_until_done(
     last: tuple[str, int | None] | None = None
     while (error := _fit(ready, follower, view, signals)) is not None:
         failures += 1
+        follower.note_failure(error)
         this = (str(error), follower.last_step)
         hopeless = not isinstance(error, TrainingError) or follower.last_step is None
         exhausted = 0 <= allowed < failures

@@ -6,7 +6,6 @@ A worker is a function of (spec, world, last state). Start, restart and resume a
 from __future__ import annotations
 
 import contextlib
-import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,8 +52,7 @@ def run_worker(config: dict[str, Any]) -> None:
     world = _world(run)
     with _recording(spec, run, world) as recorder, _watching(run, config["launch"], world) as stop:
         corpus = Corpus(**config["corpus"])
-        cursor = _train(spec, corpus, world, run=run, recorder=recorder, stop=stop)
-    ray.train.report({"step": cursor.step})
+        _train(spec, corpus, world, run=run, recorder=recorder, stop=stop)
 
 
 def _train(
@@ -65,7 +63,7 @@ def _train(
     run: Location,
     recorder: Recorder,
     stop: StopWatch | None,
-) -> Cursor:
+) -> None:
     model = build_model(
         spec.model, vocab=corpus.vocab, sequence=spec.batch.sequence, seed=spec.seed
     )
@@ -106,7 +104,7 @@ def _train(
         recorder=recorder,
         stop_requested=stop.requested if stop else lambda: False,
     )
-    return train(spec, parts, world, cursor)
+    train(spec, parts, world, cursor)
 
 
 def _restore(engine: Engine, store: Store, recorder: Recorder) -> Cursor:
@@ -116,12 +114,18 @@ def _restore(engine: Engine, store: Store, recorder: Recorder) -> Cursor:
         recorder.record(EventKind.checkpoint_refused, name=place.name, reason=reason)
 
     wanted = engine.wanted()
-    cursor = store.load(wanted, refused)
-    if cursor is None:
+    found = store.load(wanted, refused)
+    if found is None:
         return Cursor()
     engine.restore(wanted)
-    recorder.record(EventKind.restored, step=cursor.step, samples=cursor.samples)
-    return cursor
+    recorder.record(
+        EventKind.restored,
+        step=found.cursor.step,
+        samples=found.cursor.samples,
+        checkpoint=found.name,
+        saved_world=found.world,
+    )
+    return found.cursor
 
 
 def _world(run: Location) -> World:
@@ -140,21 +144,13 @@ def _world(run: Location) -> World:
 
 @contextlib.contextmanager
 def _recording(spec: RunSpec, run: Location, world: World) -> Iterator[Recorder]:
-    """Rank 0's event log, with a last word about whatever went wrong."""
+    """Rank 0's event log; of a failure the driver knows more, and writes it there."""
     if world.rank != 0:
         yield Quiet()
         return
     log = EventLog(run, world.attempt)
     try:
         yield MeteredRecorder(log, spec.name, world)
-    except Exception as error:
-        log.record(
-            EventKind.failed,
-            rank=world.rank,
-            error=f"{type(error).__name__}: {error}",
-            traceback=traceback.format_exc(),
-        )
-        raise
     finally:
         log.close()
 

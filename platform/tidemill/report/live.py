@@ -80,6 +80,10 @@ class LiveView:
         if self._bar is not None:
             self._bar.show(self._status, moved=bool(events))
 
+    def say(self, line: str) -> None:
+        """Show one line that is not about an event, above the bar if there is one."""
+        self._say(line)
+
     def close(self) -> None:
         """Take the bar away; if the run has not said how it ended, say where it was."""
         if self._bar is not None:

@@ -124,7 +124,8 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
         lr = lr_at(spec.optim, cursor.step)
         outcome = engine.step(lr)
         loss = sum_over_ranks(world, total) * weight
-        if cursor.step % spec.report.every_steps == 0 or cursor.step + 1 == spec.steps:
+        last = cursor.step + 1 == spec.steps
+        if last or not outcome.applied or cursor.step % spec.report.every_steps == 0:
             record(
                 EventKind.step,
                 step=cursor.step,

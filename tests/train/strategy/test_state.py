@@ -53,14 +53,14 @@ def _leg(world: World, run: RunSpec, place: str, until: int) -> list[float]:
         keep_last=1,
     )
     fresh = not committed(locate(place))
-    model = build_model(
+    model: Any = build_model(
         run.model, vocab=VOCAB, sequence=SEQUENCE, seed=run.seed if fresh else OTHER_SEED
     )
     model.seed = run.seed
     engine = build_engine(run, model, world)
     wanted = engine.wanted()
-    cursor = store.load(wanted, _never)
-    if cursor is not None:
+    found = store.load(wanted, _never)
+    if found is not None:
         engine.restore(wanted)
     memory = Memory()
     parts = Parts(
@@ -72,7 +72,7 @@ def _leg(world: World, run: RunSpec, place: str, until: int) -> list[float]:
         recorder=memory,
         stop_requested=lambda: False,
     )
-    train(replace(run, steps=until), parts, world, cursor or Cursor())
+    train(replace(run, steps=until), parts, world, found.cursor if found else Cursor())
     return [step["loss"] for step in memory.all(EventKind.step)]
 
 

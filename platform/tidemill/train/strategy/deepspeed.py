@@ -35,6 +35,7 @@ from tidemill.train.strategy.torch_engine import persistent_buffers
 
 SMALLEST_BUCKET_ELEMENTS = 5_000_000
 LARGEST_BUCKET_ELEMENTS = 500_000_000
+BUCKET_MULTIPLE = 2
 PARAMETERS_SHARDED = 3
 NEVER = 10**9
 
@@ -196,6 +197,7 @@ def make_config(
         LARGEST_BUCKET_ELEMENTS,
         max(*sizes, sum(sizes) // 10, min(sum(sizes), SMALLEST_BUCKET_ELEMENTS)),
     )
+    bucket += bucket % BUCKET_MULTIPLE
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
