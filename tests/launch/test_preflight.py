@@ -25,7 +25,13 @@ from tidemill.launch.preflight import RAY_JOB_VARIABLE, Start, preflight
 from tidemill.report.events import EventLog
 from tidemill.spec.progress import EventKind
 from tidemill.spec.run import Resume, RunSpec, ScaleSpec
-from tidemill.spec.training import AdamWSpec, BatchSpec, GptSpec, TextSpec
+from tidemill.spec.training import (
+    AdamWSpec,
+    BatchSpec,
+    CustomModelSpec,
+    GptSpec,
+    TextSpec,
+)
 from tidemill.storage import locate
 
 
@@ -287,3 +293,10 @@ def test_a_refused_corpus_leaves_nothing(spec: RunSpec, tmp_path: Path) -> None:
         preflight(replace(spec, data=TextSpec(paths=[str(tmp_path / "gone")])))
     with refused(DataError, tmp_path, "data.paths: ", "lower batch.sequence"):
         preflight(replace(spec, batch=BatchSpec(global_size=4, micro_size=2, sequence=5000)))
+
+
+def test_a_factory_whose_package_is_nowhere_is_refused_at_once(spec: RunSpec) -> None:
+    model = CustomModelSpec(factory="no_such_package.models:make")
+    with pytest.raises(SpecError, match=r"model\.factory: there is no package no_such_package"):
+        preflight(replace(spec, model=model))
+    assert not Path(run_of(spec).path).exists()

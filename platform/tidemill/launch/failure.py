@@ -18,6 +18,7 @@ BYSTANDER = re.compile(
     r"Timed out (waiting|after)|SynchronizationActor|broken rendezvous",
     re.IGNORECASE,
 )
+COLLECTIVE = re.compile(r"rank \d+ failed: (RuntimeError|Dist\w+Error):")
 SNIPPET = re.compile(r"^\[Rank ([\d,]+) Error Snippet\]:\n", re.MULTILINE)
 
 
@@ -35,12 +36,12 @@ def explain_failure(error: BaseException) -> TidemillError:
             rank, cause = _culprit(failures)
             if isinstance(cause, TidemillError):
                 return cause
-            summary = f"rank {rank} failed: {_one_line(cause)}"
+            summary = f"rank {rank} failed: {one_line(cause)}"
             return TrainingError(summary, _details(error, rank), rank)
         case ControllerError(controller_failure=cause):
-            return TrainingError(f"Ray could not run the workers: {_one_line(cause)}", str(cause))
+            return TrainingError(f"Ray could not run the workers: {one_line(cause)}", str(cause))
         case TrainingFailedError() | RayError():
-            return TrainingError(f"Ray gave up: {_one_line(error)}", str(error))
+            return TrainingError(f"Ray gave up: {one_line(error)}", str(error))
         case TidemillError():
             return error
         case _:
@@ -61,8 +62,12 @@ def _cause(error: BaseException) -> BaseException:
 
 def _is_bystander(error: BaseException) -> bool:
     """Whether a collective broke; torch raises runtime errors then, and Ray its own."""
-    of_a_collective = isinstance(error, RuntimeError) or type(error).__module__.startswith("ray.")
-    return of_a_collective and BYSTANDER.search(_one_line(error)) is not None
+    of_a_collective = (
+        isinstance(error, RuntimeError)
+        or type(error).__module__.startswith("ray.")
+        or (isinstance(error, TrainingError) and COLLECTIVE.match(str(error)) is not None)
+    )
+    return of_a_collective and BYSTANDER.search(one_line(error)) is not None
 
 
 def _details(error: WorkerGroupError, rank: int) -> str:
@@ -72,6 +77,7 @@ def _details(error: WorkerGroupError, rank: int) -> str:
     return next((text for ranks, text in told if str(rank) in ranks.split(",")), str(error))
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Type and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -7,6 +7,7 @@ the corpus ready. A refusal costs a second on a laptop and leaves nothing behind
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from tidemill.errors import CheckpointError, CorruptCheckpoint, SpecError, Stora
 from tidemill.report.events import next_attempt
 from tidemill.spec.base import differences
 from tidemill.spec.run import Resume, RunSpec
+from tidemill.spec.training import CustomModelSpec
 from tidemill.storage import Location, check_writable, exists, locate
 
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -83,6 +85,8 @@ def preflight(spec: RunSpec) -> Preflight:
             f"{spec.storage!r} is relative, and Ray deletes a job's working directory after it",
             "use an absolute path or a URI that all nodes see, e.g. storage=s3://bucket/runs",
         )
+    if isinstance(spec.model, CustomModelSpec):
+        _check_factory(spec.model)
     with _naming_storage():
         storage = locate(spec.storage)
         spec = replace(spec, storage=storage.uri)
@@ -109,6 +113,17 @@ def preflight(spec: RunSpec) -> Preflight:
         start=Start.finished if step >= spec.steps else start,
         step=step,
     )
+
+
+def _check_factory(model: CustomModelSpec) -> None:
+    """Look for the package without importing it: it may import torch, or want a GPU."""
+    package = model.factory.partition(":")[0].partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise SpecError(
+            "model.factory",
+            f"there is no package {package} to take {model.factory} from",
+            "put it on PYTHONPATH of driver and workers, or install it",
+        )
 
 
 @contextlib.contextmanager

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
-from tidemill.errors import SpecError
+from tidemill.errors import SpecError, TrainingError
+from tidemill.launch.failure import one_line
 from tidemill.spec.run import RunSpec
 
 ENVIRONMENT = {
@@ -25,8 +27,10 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 WATCHED = ("RAY_TRAIN_ENABLE_STATE_TRACKING", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER")
-# Workers started ahead of need have another environment than Train's, so none is ever used.
+# Workers started ahead of need have another environment than Train's: none is ever used.
 LOCAL = {"RAY_prestart_worker_first_driver": "0"}
+# Warns, at every start, that a cluster which Ray starts asks for a token. That is as it should be.
+CHATTY = "ray._private.authentication.authentication_token_setup"
 
 
 @contextlib.contextmanager
@@ -51,13 +55,17 @@ def ray_session(spec: RunSpec, say: Callable[[str], None]) -> Iterator[None]:
         "num_cpus": max(os.cpu_count() or 1, math.ceil(scale.workers * scale.cpus_per_worker)),
         "include_dashboard": spec.report.dashboard,
     }
-    context = ray.init(
-        address=address or "local",
-        log_to_driver=spec.report.worker_logs,
-        logging_level=logging.WARNING,
-        configure_logging=True,
-        **({} if address else local),
-    )
+    logging.getLogger(CHATTY).setLevel(logging.ERROR)
+    try:
+        context = ray.init(
+            address=address or "local",
+            log_to_driver=spec.report.worker_logs,
+            logging_level=logging.WARNING,
+            **({} if address else local),
+        )
+    except (RuntimeError, OSError, RayError) as error:
+        what = f"Ray at RAY_ADDRESS={address}" if address else "Ray on this machine"
+        raise TrainingError(f"{what} cannot be used: {one_line(error)}", str(error)) from error
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     try:
         if spec.report.dashboard and context.dashboard_url:

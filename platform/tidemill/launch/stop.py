@@ -111,4 +111,7 @@ class Interrupts:
         self.received.append(number)
         if len(self.received) == 1:
             self._say("stopping: saving a checkpoint first (once more to end at once)")
-            request_stop(self._run, self._launch)
+            try:
+                request_stop(self._run, self._launch)
+            except StorageError as error:
+                self._say(f"the workers cannot be asked: {error}")

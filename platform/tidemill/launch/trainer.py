@@ -27,7 +27,8 @@ from tidemill.report.live import LiveView
 from tidemill.spec.base import to_plain
 from tidemill.storage import make_directory, publish
 
-POLL_S = 0.2
+LOCAL_POLL_S = 0.2
+REMOTE_POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +126,7 @@ def _fit(
     thread = threading.Thread(target=fit, name="fit", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(POLL_S)
+        thread.join(LOCAL_POLL_S if ready.run.is_local else REMOTE_POLL_S)
         follower.feed(view)
         signals.raise_if_repeated()
     follower.feed(view)

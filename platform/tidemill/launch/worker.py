@@ -6,6 +6,7 @@ A worker is a function of (spec, world, last state). Start, restart and resume a
 from __future__ import annotations
 
 import contextlib
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import ray.train.torch
 from tidemill.checkpoint.manifest import Header
 from tidemill.checkpoint.store import Store
 from tidemill.data.corpus import Corpus, open_stream
+from tidemill.errors import TidemillError, TrainingError
+from tidemill.launch.failure import one_line
 from tidemill.launch.metrics import MeteredRecorder
 from tidemill.launch.stop import StopWatch
 from tidemill.plan.batch import make_batch_plan
@@ -50,7 +53,11 @@ def run_worker(config: dict[str, Any]) -> None:
     run = locate(spec.storage) / spec.name
     use_threads(int(spec.scale.cpus_per_worker))
     world = _world(run)
-    with _recording(spec, run, world) as recorder, _watching(run, config["launch"], world) as stop:
+    with (
+        _told(world),
+        _recording(spec, run, world) as recorder,
+        _watching(run, config["launch"], world) as stop,
+    ):
         corpus = Corpus(**config["corpus"])
         _train(spec, corpus, world, run=run, recorder=recorder, stop=stop)
 
@@ -140,6 +147,18 @@ def _world(run: Location) -> World:
         device=device,
         attempt=from_first_rank(next_attempt(run) if rank == 0 else 0, device),
     )
+
+
+@contextlib.contextmanager
+def _told(world: World) -> Iterator[None]:
+    """Send a failure to the driver with all of its traceback; Ray would cut it short."""
+    try:
+        yield
+    except TidemillError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a rank's last word, whatever it is
+        summary = f"rank {world.rank} failed: {one_line(error)}"
+        raise TrainingError(summary, traceback.format_exc(), world.rank) from None
 
 
 @contextlib.contextmanager
