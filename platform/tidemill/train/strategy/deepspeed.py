@@ -244,7 +244,7 @@ def _import_deepspeed(world: World) -> Any:
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Without it DeepSpeed counts NUMA nodes by calling numactl.
-    os.environ.setdefault("LOCAL_SIZE", str(world.size))
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(world.size)))
     deepspeed: Any = importlib.import_module("deepspeed")
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
