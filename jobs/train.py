@@ -15,9 +15,8 @@ def say(line: str) -> None:
 
 def main(spec: RunSpec) -> None:
     """Look before leaping, say the plan, train, and say where things are."""
-    from tidemill.report.summary import write_summary
-
     from tidemill.launch.preflight import Start, preflight
+    from tidemill.report.summary import write_summary
 
     ready = preflight(spec)
     corpus = ready.corpus
