@@ -44,8 +44,8 @@ def alternate(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Median of the ratios of paired rounds."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+    """Ratio of the medians of two arms that took turns."""
+    return statistics.median(above) / statistics.median(below)
 
 
 def tell(bench: str, figures: Mapping[str, float | None], rounds: int, raw: object) -> None:

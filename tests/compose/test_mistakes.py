@@ -66,11 +66,11 @@ MISTAKES = {
     "field": ("batch.micro_size=0", "batch.micro_size: 0 is too small; use 1 or more"),
     "relation": (
         "batch.micro_size=99",
-        "batch.micro_size: 99 is more than batch.global_size=32; use 32 or less",
+        "batch.micro_size: 99 is more than batch.global_size=64; use 64 or less",
     ),
     "relation to a computed value": (
         "optim.warmup_steps=400",
-        "300 is not after optim.warmup_steps=400 (optim.decay_steps is ${steps}); use more decay",
+        "200 is not after optim.warmup_steps=400 (optim.decay_steps is ${steps}); use more decay",
     ),
     "relation between groups": (
         "strategy.overlap=true",

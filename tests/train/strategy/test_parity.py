@@ -7,6 +7,7 @@ Tolerances: fp32 2e-6 on each of 30 losses near 4 (an ulp there is 4.8e-7, and p
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 
@@ -86,28 +87,33 @@ def test_recompute_changes_nothing(strategy: str) -> None:
     assert run_world(losses_of, 2, run)[0] == run_world(losses_of, 2, again)[0]
 
 
-def _poison(engine: Engine, world: World) -> None:
-    """Make the first slot of `SPOILED_STEP` give NaN gradients on the last rank alone."""
+def _poison(engine: Engine, world: World, poison: float) -> None:
+    """Make the first slot of `SPOILED_STEP` give such gradients on the last rank alone."""
     accumulate, calls = engine.accumulate, [0]
 
     def poisoned(batch: Batch, weight: float, *, last: bool) -> object:
         calls[0] += 1
         spoiled = world.rank == world.size - 1 and calls[0] == 2 * SPOILED_STEP + 1
-        return accumulate(batch, math.nan if spoiled else weight, last=last)
+        return accumulate(batch, poison if spoiled else weight, last=last)
 
     engine.accumulate = poisoned  # type: ignore[method-assign]
 
 
-def _poisoned(world: World, run: RunSpec) -> list[dict[str, float]]:
-    memory, _ = run_tiny(world, run, _poison)
+def _poisoned(world: World, run: RunSpec, poison: float) -> list[dict[str, float]]:
+    memory, _ = run_tiny(world, run, functools.partial(_poison, poison=poison))
     return memory.all(EventKind.step)
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("kind", "poison"),
+    [("fp32", math.nan), ("fp32", math.inf), ("bf16", math.nan), ("fp16", math.nan)],
+)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_nan_on_one_rank_skips_the_step_on_all(strategy: str, kind: str) -> None:
+def test_nan_or_inf_on_one_rank_skips_the_step_on_all(
+    strategy: str, kind: str, poison: float
+) -> None:
     run = tiny_run(strategy, steps=8, precision=in_precision(kind))
-    by_rank = run_world(_poisoned, 2, run)
+    by_rank = run_world(_poisoned, 2, run, poison)
     for steps in by_rank:
         assert [step["applied"] for step in steps] == [n != SPOILED_STEP for n in range(8)]
         assert not math.isfinite(steps[SPOILED_STEP]["grad_norm"])
