@@ -393,3 +393,41 @@ def test_processes_share_a_log(run: Location) -> None:
     ]
     assert [writer.wait(PATIENCE_S) for writer in writers] == [0, 0]
     assert sorted(numbers(read_events(run))) == sorted([*range(100), *range(100)])
+
+
+def test_attempts_are_ordered_as_numbers_and_directories_are_no_logs(run: Location) -> None:
+    record(run, 10_000, 2)
+    record(run, 9_999, 1)
+    (Path(run.path) / "events" / "attempt-20000.jsonl").mkdir()
+    assert numbers(read_events(run)) == [1, 2]
+    assert next_attempt(run) == 10_001
+
+
+def test_only_the_first_segment_is_in_a_hurry(bucket: Location) -> None:
+    log = EventLog(bucket, 1)
+    assert log._sink.pause_s == module.LOCAL_FLUSH_S
+    log.record(EventKind.step, step=0)
+    log.close()
+    assert log._sink.pause_s == module.SEGMENT_S
+
+
+def test_an_object_store_that_fails_for_a_while_costs_nothing(
+    bucket: Location, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish, failed = module.publish, threading.Event()
+
+    def refuse(location: Location, content: bytes) -> None:
+        failed.set()
+        raise StorageError("no connection")
+
+    monkeypatch.setattr(module, "publish", refuse)
+    log = EventLog(bucket, 1)
+    log.record(EventKind.step, step=0)
+    assert failed.wait(PATIENCE_S)
+    log.record(EventKind.step, step=1)
+    assert read_events(bucket) == []
+    monkeypatch.setattr(module, "publish", publish)
+    log.record(EventKind.step, step=2)
+    log.close()
+    assert numbers(read_events(bucket)) == [0, 1, 2]
+    assert not caplog.records

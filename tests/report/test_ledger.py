@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -170,3 +171,51 @@ def test_a_recorded_step_stands_for_those_since_the_one_before() -> None:
 
 def test_no_events_no_account() -> None:
     assert make_run_report([]) is None
+
+
+def test_validations_join_as_steps_do_where_samples_are_not_told() -> None:
+    history = History()
+    history.start()
+    for step in range(8):
+        history.step(step, samples=None)
+        history.evaluate(step + 1)
+    history.start()
+    history.add(EventKind.restored, step=5)
+    assert origins(history.events) == [(n, 1) for n in range(5)]
+    found = [event.fields["step"] for event in report_of(history).evaluations]
+    assert found == [1, 2, 3, 4, 5]
+
+
+def test_the_last_word_is_the_last() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 2)
+    history.add(EventKind.stopped, step=3)
+    history.add(EventKind.failed, rank=1, error="no more room", traceback="at last")
+    report = report_of(history)
+    (attempt,) = report.attempts
+    assert (report.ending, attempt.error, attempt.traceback) == (
+        Ending.failed,
+        "no more room",
+        "at last",
+    )
+
+
+def test_a_step_that_does_not_say_whether_it_was_applied_was_not_skipped() -> None:
+    history = History()
+    history.start()
+    history.add(EventKind.step, step=0)
+    history.step(1, applied=None)
+    history.step(2, applied=False)
+    assert report_of(history).skipped_steps == (2,)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, None, "many"])
+def test_an_odd_amount_counts_for_nothing(odd: object) -> None:
+    history = History()
+    history.start()
+    history.steps(0, 2, seconds=0.5)
+    history.step(3, seconds=0.5, tokens=odd)
+    history.events[-1].fields["seconds"] = odd
+    report = report_of(history)
+    assert (report.tokens, report.training_s) == (3 * TOKENS, 1.5)

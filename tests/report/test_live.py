@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import re
+import threading
 
 import pytest
 from rich.console import Console
@@ -257,3 +259,88 @@ def test_odd_fields_break_nothing() -> None:
     with LiveView(10, console=console) as view:
         view.feed(history.events)
     assert any("loss nan" in row for row in screen.shown)
+
+
+def test_the_rate_forgets_slowly() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 199, seconds=0.5)
+    history.steps(200, 279, seconds=0.25)
+    rate = plain(history.events, 280)[-1].split("  ")[2]
+    # 20 s of 4k after 100 s of 2k: one e-folding, so 1/e of the old rate is left.
+    assert rate == "3.26k tok/s"
+
+
+def test_the_bar_fills() -> None:
+    filled: list[int] = []
+    for done in (1, 5, 10):
+        file = io.StringIO()
+        console = Console(
+            file=file, force_terminal=True, width=80, color_system="standard", _environ={}
+        )
+        history = History()
+        history.start()
+        history.steps(0, done - 1)
+        view = LiveView(10, console=console)
+        view.feed(history.events)
+        row = file.getvalue().splitlines()[-1]
+        filled.append(sum(len(part) for part in re.findall("\x1b\\[3[26]m(━+)", row)))
+        view.close()
+    assert 0 < filled[0] < filled[1] < filled[2]
+    assert filled[2] > 1.8 * filled[1]
+
+
+def test_the_bar_is_drawn_by_feeding_alone_and_not_too_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live, "REDRAW_S", math.inf)
+    screen, console = terminal()
+    history = History()
+    history.start()
+    threads = threading.active_count()
+    view = LiveView(100, console=console)
+    view.feed(history.events)
+    assert threading.active_count() == threads
+    written = len(screen.frames)
+    for step in range(100):
+        history.step(step)
+        view.feed(history.events[-1:])
+    assert len(screen.frames) == written
+    view.close()
+
+
+def test_a_dumb_terminal_gets_them_at_once() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=80, _environ={"TERM": "dumb"})
+    history = History()
+    history.start()
+    history.steps(0, 0)
+    view = LiveView(10, console=console)
+    view.feed(history.events)
+    assert step_lines(file.getvalue().splitlines()) == [1]
+    view.close()
+
+
+@pytest.mark.parametrize("world", [math.nan, math.inf, "two", None])
+def test_an_odd_world_is_left_out(world: object) -> None:
+    history = History()
+    history.attempt = 1
+    history.add(EventKind.attempt_started, world=world)
+    history.step(0)
+    assert plain(history.events, 10)[-1] == "step  1/10  loss 2.0000  2.00k tok/s  eta 4.5s"
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_what_is_not_about_an_event_can_be_said(*, forced: bool) -> None:
+    screen = Screen()
+    console = Console(file=screen, force_terminal=forced, width=80, _environ={})
+    history = History()
+    history.start()
+    history.steps(0, 1)
+    history.finish(2)
+    with LiveView(2, console=console) as view:
+        view.feed(history.events[:2])
+        view.say("[bold]waiting[/bold] for a node " + "x" * 60)
+        view.feed(history.events[2:])
+    assert "[bold]waiting[/bold] for a node " + "x" * 60 in "".join(screen.shown)
+    assert not any("━" in row for row in screen.shown)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.report.histories import History, environment
 from tidemill.report.ledger import RunReport, make_run_report
-from tidemill.report.plots import draw_loss, smoothed, thinned
+from tidemill.report.plots import MOST_POINTS, _bits_per_nat, draw_loss, smoothed, thinned
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -178,3 +178,78 @@ def test_smoothing_bends_no_line_and_calms_noise() -> None:
 def test_reporting_costs_no_matplotlib_until_something_is_drawn() -> None:
     code = "import sys, tidemill.report.summary; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+
+
+def test_points_are_where_the_axis_says() -> None:
+    """A loss after 10 steps and a validation of that state are above one another."""
+    history = History()
+    history.start()
+    history.steps(0, 9)
+    history.evaluate(5)
+    history.evaluate(10)
+    history.start(restored=10)
+    drawing = draw_loss(report_of(history), name="run")
+
+    def xs(name: str) -> list[float]:
+        part = group(drawing, name)
+        assert part is not None
+        uses = [float(use.get("x", "")) for use in part.iter(f"{SVG}use")]
+        (*_, path) = part.iter(f"{SVG}path")
+        return uses or [float(x) for x in re.findall(r"[ML] ([-\d.]+)", path.get("d", ""))]
+
+    fifth, tenth = xs("held-out")
+    assert (xs("train")[4], xs("train")[-1]) == pytest.approx((fifth, tenth))
+    assert xs("restart-2") == pytest.approx([tenth, tenth])
+    frame = xs("patch_2")
+    assert min(frame) == pytest.approx(2 * fifth - tenth)
+    assert max(frame) == pytest.approx(tenth + (tenth - fifth) / 5 * 0.1)
+
+
+def test_bits_per_byte_follow_from_what_was_validated(eventful: RunReport) -> None:
+    assert _bits_per_nat(eventful) == pytest.approx(1 / math.log(2))
+
+
+def test_a_long_curve_is_thinned() -> None:
+    history = History()
+    history.start()
+    for step in range(MOST_POINTS * 2):
+        history.step(step, loss=2 + math.sin(step))
+    drawing = draw_loss(report_of(history), name="run")
+    assert MOST_POINTS / 2 < points(drawing, "train") <= MOST_POINTS
+    assert MOST_POINTS / 2 < points(drawing, "smoothed") <= MOST_POINTS
+
+
+def test_a_restart_that_was_taken_back_is_left_out_and_the_title_stays() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 119)
+    history.start(restored=100)
+    history.steps(100, 199)
+    history.start()
+    history.steps(0, 9)
+    drawing = draw_loss(report_of(history), name="run")  # a collapsed layout would warn
+    assert group(drawing, "restart-2") is None
+    assert group(drawing, "restart-3") is not None
+    assert "attempt 2" not in texts(drawing)
+    assert "attempt 3" in texts(drawing)
+
+
+def test_another_process_draws_the_same_bytes() -> None:
+    code = (
+        "import sys; from tests.report.histories import History;"
+        "from tidemill.report.ledger import make_run_report;"
+        "from tidemill.report.plots import draw_loss;"
+        "h = History(); h.start(); h.steps(0, 20); h.evaluate(10); h.start(restored=20);"
+        "sys.stdout.buffer.write(draw_loss(make_run_report(h.events), name='run'))"
+    )
+    drawn = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            env=environment() | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(drawn) == 1
+    assert parsed(drawn.pop()).tag == f"{SVG}svg"

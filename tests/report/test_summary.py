@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,47 @@ def test_what_an_event_log_wrote_can_be_summarised(run: Location) -> None:
     log.record(EventKind.finished, step=1, loss=2.0, seconds=1.0)
     log.close()
     assert "**Finished** all 1 step." in Path(write_summary(run).path).read_text()
+
+
+def test_text_that_utf_8_cannot_hold_costs_itself_alone(run: Location) -> None:
+    """As in the error of a file whose name is not UTF-8."""
+    history = History()
+    history.start()
+    history.add(EventKind.failed, rank=0, error="no \udcff.bin", traceback="open('\udcff.bin')")
+    text = summarise(run, history)
+    assert "**Failed** after step 0 of 20: `no \\udcff.bin`" in text
+    assert "open('\\udcff.bin')" in text
+
+
+@pytest.mark.parametrize("part", [None, 3, "x", []])
+def test_a_part_of_the_configuration_that_makes_no_sense_is_left_out(
+    run: Location, part: object
+) -> None:
+    history = History()
+    history.start()
+    history.save(0)
+    text = summarise(run, history, spec=SPEC | {"model": part, "data": part, "batch": part})
+    assert "| Model | 1,234,567 |" in text
+    assert "| Data | corpus `c0ffeec0ffee` |" in text
+    assert "| Batch |" not in text
+    assert "generate.py" not in text
+
+
+@pytest.mark.parametrize("bits", ["x", [], float("nan")])
+def test_an_odd_result_of_a_validation_breaks_nothing(run: Location, bits: object) -> None:
+    history = History()
+    history.start()
+    history.steps(0, 1)
+    history.add(EventKind.evaluated, step=2, loss=1.5, bits_per_byte=bits)
+    text = summarise(run, history)
+    assert "| Held-out loss | **nan bits per byte**, 1.5000 nats per token, at step 2 |" in text
+
+
+def test_times_are_the_same_everywhere(run: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo-9")
+        time.tzset()
+        history = History()
+        history.start()
+        assert attempts(summarise(run, history))[0][1] == "2027-01-15 08:00:01"
+    time.tzset()

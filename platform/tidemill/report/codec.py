@@ -64,8 +64,11 @@ def _to_json(value: Any) -> tuple[Any, bool]:
     if isinstance(value, list | tuple):
         items = [_to_json(item) for item in cast("Iterable[Any]", value)]
         return [item[0] for item in items], any(item[1] for item in items)
-    is_scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
-    return _to_json(value.item()) if is_scalar else (str(value), False)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        item = value.item()
+        if type(item) is not type(value):  # numpy's longdouble is its own item
+            return _to_json(item)
+    return str(value), False
 
 
 def _spelled(value: float) -> str:
@@ -102,5 +105,5 @@ def _decode(line: bytes) -> Event | None:
             attempt=int(record["attempt"]),
             fields=fields,
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None

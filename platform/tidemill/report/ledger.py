@@ -6,6 +6,7 @@ every step after N that earlier attempts had taken, whether or not it ever takes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -237,5 +238,6 @@ def _steps_told(steps: Sequence[Event], base: int) -> list[int]:
 
 
 def _total(steps: Sequence[Event], field: str, weights: Sequence[int]) -> float:
-    values = (number(event.fields, field, 0.0) for event in steps)
-    return sum(value * weight for value, weight in zip(values, weights, strict=True))
+    values = (number(event.fields, field) for event in steps)
+    weighed = zip(values, weights, strict=True)
+    return sum(value * weight for value, weight in weighed if math.isfinite(value))

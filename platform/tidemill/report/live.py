@@ -129,7 +129,8 @@ class _Status:
         fields = event.fields
         match event.kind:
             case EventKind.attempt_started:
-                self._world = int(number(fields, "world", 0))
+                world = fields.get("world")
+                self._world = world if isinstance(world, int) else 0
                 self._rate, self._pace, self._last = _Ratio(), _Ratio(), None
             case EventKind.step:
                 self._take_step(event)

@@ -178,6 +178,8 @@ def _draw_restarts(axes: Axes, report: RunReport) -> None:
     free_from = -math.inf
     for attempt in report.attempts[1:]:
         step = attempt.from_step
+        if step > report.last_step:  # taken back: a label out there would squeeze the axes away
+            continue
         axes.axvline(
             step,
             color=FAINT,

@@ -48,7 +48,7 @@ def write_summary(run: Location) -> Location:
     if report is not None and report.steps:
         publish(run / CURVE, draw_loss(report, name=run.name, caption=_caption(report, spec)))
     text = "\n".join(_page(run, spec, report)) + "\n"
-    publish(run / SUMMARY, text.encode())
+    publish(run / SUMMARY, text.encode(errors="backslashreplace"))
     return run / SUMMARY
 
 
@@ -109,9 +109,9 @@ def _facts(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
         yield "Training loss", f"{show_loss(number(last, 'loss'))} nats per token"
     if report.evaluations:
         held_out = report.evaluations[-1].fields
-        bits = held_out.get("bits_per_byte")
-        loss = f"{show_loss(number(held_out, 'loss'))} nats per token"
-        told = loss if bits is None else f"**{bits:.3f} bits per byte**, {loss}"
+        told = f"{show_loss(number(held_out, 'loss'))} nats per token"
+        if held_out.get("bits_per_byte") is not None:
+            told = f"**{number(held_out, 'bits_per_byte'):.3f} bits per byte**, {told}"
         yield "Held-out loss", f"{told}, at step {held_out['step']:,}"
     if report.training_s > 0:
         pace = show_count(report.tokens / report.training_s)
@@ -128,11 +128,11 @@ def _facts(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
 def _setup(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
     """What ran: what was chosen, and what the newest attempt made of it."""
     fields = report.attempts[-1].fields
-    model = _variant(spec.get("model"))
+    model = _variant(_part(spec, "model"))
     if isinstance(parameters := fields.get("parameters"), int):
         model = f"{model}: {show_count(parameters)} parameters" if model else f"{parameters:,}"
     corpus = f"corpus `{str(fields['corpus'])[:12]}`" if fields.get("corpus") else ""
-    batch: Plain = spec.get("batch", {})
+    batch = _part(spec, "batch")
     samples = (
         f"{batch.get('global_size', '?')} samples of {batch.get('sequence', '?')} tokens"
         if batch
@@ -141,7 +141,7 @@ def _setup(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
     world = count_noun(fields["world"], "worker") if isinstance(fields.get("world"), int) else ""
     rows = (
         ("Model", model),
-        ("Data", ", ".join(part for part in (_variant(spec.get("data")), corpus) if part)),
+        ("Data", ", ".join(part for part in (_variant(_part(spec, "data")), corpus) if part)),
         ("Batch", samples),
         ("Strategy", str(fields.get("strategy", ""))),
         ("Precision", str(fields.get("precision", ""))),
@@ -150,11 +150,14 @@ def _setup(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
     yield from ((name, value) for name, value in rows if value)
 
 
-def _variant(plain: Any) -> str:
+def _part(spec: Plain, name: str) -> Plain:
+    """A group of the configuration; empty if this version cannot make sense of it."""
+    part = spec.get(name)
+    return cast("Plain", part) if isinstance(part, dict) else {}
+
+
+def _variant(part: Plain) -> str:
     """The variant of a model or a corpus and its numbers: `gpt (layers 4, heads 4, width 128)`."""
-    if not isinstance(plain, dict):
-        return ""
-    part = cast("dict[str, Any]", plain)
     name = re.sub(r"(Model)?Spec$", "", str(part.get("variant", ""))).lower()
     told = (
         f"{key} {value}"
@@ -240,7 +243,7 @@ def _commands(run: Location, spec: Plain, report: RunReport | None) -> Iterator[
     else:
         yield "# more steps: repeat the command that started the run; it says which keys to add"
     if report is not None and report.saved:
-        if spec.get("data", {}).get("variant") == "TextSpec":
+        if _part(spec, "data").get("variant") == "TextSpec":
             yield f"python jobs/generate.py {where} {_override('prompt', 'def ')}"
         yield f"python jobs/export.py {where} {_override('to', f'{run.name}-weights')}"
 

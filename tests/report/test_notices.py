@@ -1,0 +1,106 @@
+"""One line of English per event, whatever is missing from it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from tidemill.report.notices import number, one_line, say_event, say_held_out, say_setup
+from tidemill.spec.progress import Event, EventKind
+
+SETUP = {
+    "world": 2,
+    "strategy": "fsdp2",
+    "precision": "bf16",
+    "parameters": 1_200_000,
+    "device": "cpu",
+}
+
+
+def say(kind: EventKind, **fields: Any) -> str:
+    return say_event(Event(kind=kind, at_s=0.0, attempt=3, fields=fields), 1000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "line"),
+    [
+        ("attempt_started", SETUP, "attempt 3: 2 workers, fsdp2, bf16, 1.20M parameters, cpu"),
+        ("attempt_started", {}, "attempt 3: "),
+        ("restored", {"step": 7}, "restored step 7"),
+        (
+            "restored",
+            {"step": 7, "checkpoint": "step-7", "saved_world": 1},
+            "restored step 7 from step-7, saved by 1 worker",
+        ),
+        (
+            "evaluated",
+            {"step": 50, "loss": 1.5, "bits_per_byte": 2.16404},
+            "step   50/1000  val 2.164 bits/byte",
+        ),
+        (
+            "evaluated",
+            {"step": 50, "loss": 1.5, "bits_per_byte": None},
+            "step   50/1000  val loss 1.5000",
+        ),
+        (
+            "checkpoint_saved",
+            {"step": 9, "name": "step-9", "bytes": 2**20, "seconds": 0.25},
+            "saved step-9 (1.00 MiB in 0.2s)",
+        ),
+        ("checkpoint_saved", {}, "saved ? (? in ?)"),
+        (
+            "checkpoint_refused",
+            {"name": "step-9", "reason": "size\n  differs"},
+            "refused checkpoint step-9: size differs",
+        ),
+        ("checkpoint_refused", {}, "refused checkpoint ?: ?"),
+        ("stop_requested", {"step": 9}, "asked to stop at step 9: saving a checkpoint first"),
+        ("stopped", {"step": 9}, "stopped at step 9/1000: the same command goes on from there"),
+        (
+            "finished",
+            {"step": 1000, "loss": 1.25, "seconds": 80.0},
+            "finished 1000 steps in 1m 20s, loss 1.2500",
+        ),
+        ("finished", {}, "finished ? steps in ?, loss nan"),
+        ("failed", {"rank": 0, "error": "one\ntwo"}, "rank 0 failed: one two"),
+        ("failed", {}, "rank ? failed: ?"),
+        ("step", {"step": 3}, "step 3"),
+    ],
+)
+def test_what_is_said(kind: str, fields: dict[str, Any], line: str) -> None:
+    assert say(EventKind(kind), **fields) == line
+
+
+@pytest.mark.parametrize("odd", [None, "x", [], {}, math.nan, -math.inf, 10**30, True])
+@pytest.mark.parametrize("kind", list(EventKind))
+def test_odd_fields_cost_no_exception(kind: EventKind, odd: Any) -> None:
+    names = (
+        *SETUP,
+        *["step", "loss", "bits_per_byte", "bytes", "seconds", "name", "reason", "rank", "error"],
+    )
+    for name in (*names, "saved_world", "checkpoint"):
+        assert "\n" not in say(kind, **{name: odd})
+
+
+def test_what_is_not_known_of_a_setup_is_left_out() -> None:
+    assert say_setup({"world": 1, "device": "cuda"}) == "1 worker, cuda"
+    assert say_setup({"world": "two", "parameters": "many"}) == ""
+
+
+def test_a_held_out_loss_is_told_in_bits_where_it_has_them() -> None:
+    assert say_held_out({"loss": 1.5, "bits_per_byte": 0}) == "val 0.000 bits/byte"
+    assert say_held_out({"loss": 1.5}) == "val loss 1.5000"
+    assert say_held_out({}) == "val loss nan"
+
+
+def test_a_number_is_a_number_or_the_other_one() -> None:
+    assert number({"a": 0}, "a", 5.0) == 0
+    assert [number({"a": odd}, "a", 5.0) for odd in (None, "1", [])] == [5.0] * 3
+    assert math.isnan(number({}, "a"))
+
+
+def test_one_line_is_one_line() -> None:
+    assert one_line(" a\r\n\tb  c ") == "a b c"
+    assert one_line(None) == "None"
