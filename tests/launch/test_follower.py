@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from tests.launch.runs import CORPUS, run_of, text_run
-from tidemill.errors import DataError, TrainingError
+from tidemill.errors import DataError, StorageError, TrainingError
 from tidemill.launch import follower
 from tidemill.launch.follower import Follower
 from tidemill.launch.preflight import Preflight, Start
@@ -99,6 +99,29 @@ def test_a_log_is_followed_as_it_grows(
     assert (following.step, following.last_step) == (7, 7)
     assert not following.finished
     assert [len(batch) for batch in view.batches] == [2, 3]
+
+
+def test_storage_that_fails_for_a_moment_costs_no_event_and_not_the_run(
+    ready: Preflight,
+    record: Callable[..., None],
+    view: View,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    following = Follower(ready)
+    record(LAUNCH, (EventKind.step, 6))
+    poll = EventTail.poll
+
+    def fail_on_the_next_attempt(tail: EventTail) -> list[Event]:
+        if tail._attempt == LAUNCH + 1:
+            raise StorageError("no connection")
+        return poll(tail)
+
+    monkeypatch.setattr(EventTail, "poll", fail_on_the_next_attempt)
+    feed(following, view)
+    assert view.seen == []
+    monkeypatch.undo()
+    feed(following, view)
+    assert view.seen == [(LAUNCH, "step", 6)]
 
 
 def test_the_end_is_remembered(ready: Preflight, record: Callable[..., None]) -> None:

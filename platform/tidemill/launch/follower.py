@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from tidemill.errors import TidemillError
+import logging
+
+from tidemill.errors import StorageError, TidemillError
 from tidemill.launch.preflight import Preflight
 from tidemill.report.events import EventLog, EventTail
 from tidemill.report.live import LiveView
 from tidemill.spec.progress import Event, EventKind
+
+logger = logging.getLogger(__name__)
 
 
 class Follower:
@@ -23,21 +27,35 @@ class Follower:
         self._run = ready.run
         self._attempt = ready.launch
         self._tail = EventTail(ready.run, ready.launch)
+        self._read: list[Event] = []
         self.step = ready.step
         self.last_step: int | None = None
         self.finished = False
 
     def feed(self, view: LiveView | None) -> None:
-        """Pass new events on to `view`, but for failures: the driver knows more about them."""
-        events = self._tail.poll()
-        following = EventTail(self._run, self._attempt + 1)
-        if later := following.poll():
-            events += [*self._tail.poll(), *later]
-            self._attempt, self._tail = self._attempt + 1, following
+        """Pass new events on to `view`, but for failures: the driver knows more about them.
+
+        Storage that cannot be read just now costs the view a moment, never the run.
+        """
+        try:
+            events = self._poll()
+        except StorageError as error:
+            logger.debug("events wait for storage: %s", error)
+            events = []
         for event in events:
             self._remember(event)
         if view is not None:
             view.feed([event for event in events if event.kind is not EventKind.failed])
+
+    def _poll(self) -> list[Event]:
+        """New events; what was read before storage failed is kept for the next call."""
+        self._read += self._tail.poll()
+        following = EventTail(self._run, self._attempt + 1)
+        if later := following.poll():
+            self._read += [*self._tail.poll(), *later]
+            self._attempt, self._tail = self._attempt + 1, following
+        events, self._read = self._read, []
+        return events
 
     def note_failure(self, error: TidemillError) -> None:
         """Write the failure into the log of the attempt that it ended, whose workers are gone."""
