@@ -76,11 +76,8 @@ def test_what_is_said(kind: str, fields: dict[str, Any], line: str) -> None:
 @pytest.mark.parametrize("odd", [None, "x", [], {}, math.nan, -math.inf, 10**30, True])
 @pytest.mark.parametrize("kind", list(EventKind))
 def test_odd_fields_cost_no_exception(kind: EventKind, odd: Any) -> None:
-    names = (
-        *SETUP,
-        *["step", "loss", "bits_per_byte", "bytes", "seconds", "name", "reason", "rank", "error"],
-    )
-    for name in (*names, "saved_world", "checkpoint"):
+    names = ("step", "loss", "bits_per_byte", "bytes", "seconds", "name", "reason", "rank", "error")
+    for name in (*SETUP, *names, "saved_world", "checkpoint"):
         assert "\n" not in say(kind, **{name: odd})
 
 

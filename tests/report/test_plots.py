@@ -184,7 +184,9 @@ def test_points_are_where_the_axis_says() -> None:
     """A loss after 10 steps and a validation of that state are above one another."""
     history = History()
     history.start()
-    history.steps(0, 9)
+    history.steps(0, 3)
+    history.step(4, applied=False)
+    history.steps(5, 9)
     history.evaluate(5)
     history.evaluate(10)
     history.start(restored=10)
@@ -199,6 +201,7 @@ def test_points_are_where_the_axis_says() -> None:
 
     fifth, tenth = xs("held-out")
     assert (xs("train")[4], xs("train")[-1]) == pytest.approx((fifth, tenth))
+    assert xs("skipped") == pytest.approx([fifth])
     assert xs("restart-2") == pytest.approx([tenth, tenth])
     frame = xs("patch_2")
     assert min(frame) == pytest.approx(2 * fifth - tenth)

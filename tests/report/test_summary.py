@@ -248,7 +248,7 @@ def test_an_odd_result_of_a_validation_breaks_nothing(run: Location, bits: objec
 
 def test_times_are_the_same_everywhere(run: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setenv("TZ", "Asia/Tokyo-9")
+        patch.setenv("TZ", "JST-9")
         time.tzset()
         history = History()
         history.start()
