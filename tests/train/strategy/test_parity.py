@@ -1,8 +1,8 @@
 """One loss curve: every strategy at every world size, against a plain torch loop.
 
-Tolerances: fp32 2e-6 on each of 30 losses near 4 (an ulp there is 4.8e-7, and plain fp32 is itself
-7e-7 from float64). Low precision is held to the fp32 curve: bf16 3e-2, fp16 with a fixed scale 3e-3
-(three and six times what 30 steps of this model showed).
+Tolerances: fp32 2e-6 on each of 30 losses near 4 (an ulp there is 4.8e-7; worst seen: 7.4e-7).
+Low precision is held to the fp32 curve: bf16 5e-3, fp16 with a fixed scale 1e-3. The worst seen at
+two ranks are 1.4e-3 and 2.5e-4.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tidemill.spec.training import BatchSpec
 from tidemill.train.engine import Batch, Engine
 
 FP32_TOLERANCE = 2e-6
-TOLERANCE = {"bf16": 3e-2, "fp16": 3e-3}
+TOLERANCE = {"bf16": 5e-3, "fp16": 1e-3}
 # global size, micro size, world: even; not divisible; with one empty slot; a rank of only dummies.
 DEALS = {
     "1": (8, 2, 1),
