@@ -63,6 +63,7 @@ SAME: list[dict[str, Any]] = [
     {"data": TextSpec(paths=["there"], exclude=[])},
     {"strategy": Fsdp2Spec()},
     {"strategy": DeepSpeedSpec(stage=3)},
+    {"precision": PrecisionSpec(max_skipped_steps=0)},
     {"batch": replace(RUN.batch, micro_size=8)},
     {"memory": MemorySpec(recompute=Recompute.blocks)},
     {"checkpoint": CheckpointSpec(every_steps=1)},

@@ -62,6 +62,7 @@ REFUSED: list[tuple[type[Any], dict[str, Any], dict[str, Any], str]] = [
     (PrecisionSpec, {}, {"loss_scale": 8.0}, "precision.loss_scale"),
     (PrecisionSpec, {}, {"initial_scale_power": 31}, "precision.initial_scale_power"),
     (PrecisionSpec, {}, {"scale_window": 0}, "precision.scale_window"),
+    (PrecisionSpec, {}, {"max_skipped_steps": -1}, "precision.max_skipped_steps"),
     (BatchSpec, BATCH, {"global_size": 0}, "batch.global_size"),
     (BatchSpec, BATCH, {"micro_size": 0}, "batch.micro_size"),
     (BatchSpec, BATCH, {"micro_size": 5}, "batch.micro_size"),

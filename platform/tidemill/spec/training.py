@@ -232,17 +232,21 @@ class PrecisionSpec(Spec):
         loss_scale: Fixed fp16 loss scale; 0 means dynamic.
         initial_scale_power: First dynamic scale, as a power of two.
         scale_window: Good steps after which the dynamic scale doubles.
+        max_skipped_steps: Steps in a row that may be skipped for gradients that are not finite; the
+            run stops at the last of them. 0 never stops it.
     """
 
     GROUP: ClassVar[str] = "precision"
+    WHERE: ClassVar[frozenset[str]] = frozenset({"max_skipped_steps"})
 
     kind: PrecisionKind = PrecisionKind.fp32
     loss_scale: float = 0.0
     initial_scale_power: int = 16
     scale_window: int = 1000
+    max_skipped_steps: int = 100
 
     def __post_init__(self) -> None:
-        self.require_at_least(0, "loss_scale")
+        self.require_at_least(0, "loss_scale", "max_skipped_steps")
         self.require_between(0, 30, "initial_scale_power")
         self.require_at_least(1, "scale_window")
         self.require(
