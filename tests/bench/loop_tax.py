@@ -42,7 +42,7 @@ from tidemill.train.engine import LossModel, build_engine
 from tidemill.train.loop import Parts, train
 from tidemill.train.model import build_model
 from tidemill.train.optim import lr_at, make_optimizer
-from tidemill.train.strategy.deepspeed import make_config
+from tidemill.train.strategy.deepspeed_setup import make_config
 
 BLOCK_STEPS = 2  # short, so that both arms see the same weather on a shared machine
 SAME_LOSS = 5e-2
@@ -66,6 +66,7 @@ def ours(spec: RunSpec, place: Location) -> Generator[float]:
         store=NoStore(),
         recorder=log,
         stop_requested=watch.requested,
+        save_requested=lambda: False,
     )
     try:
         while True:

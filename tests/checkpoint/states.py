@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 
 from tidemill.checkpoint.manifest import Header
-from tidemill.spec.progress import Fragment, Piece, State
+from tidemill.checkpoint.retention import Keep
+from tidemill.checkpoint.store import Store
+from tidemill.spec.progress import EventKind, Fragment, Piece, State, World
+from tidemill.storage import locate
 
 SCALARS = {"step": 7, "scale": 65536.0, "groups": [{"lr": 0.1, "name": "all"}], "good": True}
 HEADER = Header(
@@ -18,6 +22,27 @@ HEADER = Header(
     strategy="ddp",
     precision="fp32",
 )
+
+
+def make_store(world: World, uri: str, *, keep: Keep | None = None, **changes: Any) -> Store:
+    """A store of `world` that tells nobody of its saves and does not try twice."""
+    return Store(
+        locate(uri),
+        **{
+            "header": HEADER,
+            "world": world,
+            "recorder": Deaf(),
+            "keep": keep or Keep(last=2),
+            **changes,
+        },
+    )
+
+
+class Deaf:
+    """A recorder that keeps nothing."""
+
+    def record(self, kind: EventKind, **fields: Any) -> None:
+        """See `Recorder.record`."""
 
 
 def make_tensors(seed: int) -> dict[str, torch.Tensor]:

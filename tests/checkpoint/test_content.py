@@ -1,4 +1,4 @@
-"""The bytes: exact for every dtype, aligned, streamed in chunks, and proven before use."""
+"""The bytes: exact for every dtype, aligned, read in whole blocks, and proven before use."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.checkpoint.states import blank, make_tensors, same_pieces, split, whole
 from tidemill import storage
-from tidemill.checkpoint import content
-from tidemill.checkpoint.fragments import plan_copies
+from tidemill.checkpoint import blocks, content
+from tidemill.checkpoint.content import StoredSource
+from tidemill.checkpoint.fragments import StoredTensor, plan_copies
 from tidemill.checkpoint.manifest import StoredFile
+from tidemill.checkpoint.persist import write
+from tidemill.checkpoint.snapshot import Snapshot
 from tidemill.errors import CheckpointError, CorruptCheckpoint
 from tidemill.spec.progress import Fragment, Piece, State
 from tidemill.storage import Location, locate
@@ -30,28 +31,106 @@ def _one(data: torch.Tensor, *, start: int = 0, shape: tuple[int, ...] = (4,)) -
     return State({"param.w": Fragment(shape, "float32", (Piece(start, data),))})
 
 
-@pytest.mark.parametrize("chunk", [64, 1000, content.CHUNK])
-def test_every_dtype_comes_back_bit_for_bit_in_chunks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    monkeypatch.setattr(content, "CHUNK", chunk)
+def _written(root: Location, state: State) -> tuple[dict[str, StoredTensor], StoredFile]:
+    """Write a state as one rank's file called `file`."""
+    snapshot = Snapshot("file", "cpu")
+    snapshot.begin(state)
+    image = snapshot.take()
+    write(root / "file", image.memory)
+    checksum = hashlib.sha256(image.trailer).hexdigest()
+    return image.layout.tensors, StoredFile(len(image.memory), image.layout.data, checksum)
+
+
+def _filled(root: Location, state: State, index: dict[str, StoredTensor], file: StoredFile) -> None:
+    targets = content.find_targets(state)
+    plan = plan_copies([target.wanted for target in targets], index)
+    content.fill(targets, plan, StoredSource(root), {"file": file}, verify=True)
+
+
+def _check(root: Location, file: StoredFile) -> int:
+    return sum(content.check_content(StoredSource(root), {"file": file}))
+
+
+@pytest.fixture(params=[(64, 64), (64, 256), (4096, 8192), (blocks.BLOCK, content.WINDOW)])
+def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Blocks and windows of several sizes, so that small tensors have many of them."""
+    block, window = request.param
+    for module in (blocks, content):
+        monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(content, "WINDOW", window)
+    return block, window
+
+
+@pytest.mark.usefixtures("sizes")
+def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path) -> None:
     tensors = make_tensors(1)
     root = locate(str(tmp_path))
-    index, file = content.write_fragments(whole(tensors), root / "file")
+    index, file = _written(root, whole(tensors))
     raw = (tmp_path / "file").read_bytes()
-    assert (file.size, file.sha256) == (len(raw), hashlib.sha256(raw).hexdigest())
-    content.check_sizes(root, {"file": file})
-    content.check_content(root, {"file": file})
+    assert (file.size, file.size - file.data) == (len(raw), blocks.trailer_size(file.data))
+    assert file.sha256 == hashlib.sha256(raw[file.data :]).hexdigest()
+    content.check_sizes(StoredSource(root), {"file": file})
+    assert _check(root, file) == file.data
 
     again = blank(tensors)
-    targets = content.find_targets(split(again, 0, 1, "other cuts"))
-    content.fill(targets, plan_copies([target.wanted for target in targets], index), root)
+    _filled(root, split(again, 0, 1, "other cuts"), index, file)
     assert same_pieces(whole(again), tensors)
+
+
+def test_every_flipped_bit_is_found_by_a_reader_of_all(
+    tmp_path: Path, sizes: tuple[int, int]
+) -> None:
+    root = locate(str(tmp_path))
+    tensors = make_tensors(1)
+    index, file = _written(root, whole(tensors))
+    raw = (tmp_path / "file").read_bytes()
+    for position in {*range(0, len(raw), 101), file.data - 1, file.data, len(raw) - 1}:
+        flipped = bytearray(raw)
+        flipped[position] ^= 1 << position % 8
+        (tmp_path / "file").write_bytes(flipped)
+        with pytest.raises(CorruptCheckpoint, match=r"^file has changed: "):
+            _check(root, file)
+        with pytest.raises(CorruptCheckpoint, match=r"^file has changed: "):
+            _filled(root, whole(blank(tensors)), index, file)
+
+
+def test_a_reader_proves_and_reads_only_the_blocks_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (blocks, content):
+        monkeypatch.setattr(module, "BLOCK", 64)
+    monkeypatch.setattr(content, "WINDOW", 128)
+    monkeypatch.setattr(content, "GAP", 0)
+    root = locate(str(tmp_path))
+    weight = torch.arange(256.0)
+    index, file = _written(root, _one(weight, shape=(256,)))
+    raw = bytearray((tmp_path / "file").read_bytes())
+    raw[0] ^= 1  # beyond the blocks that hold elements 100 to 129
+    raw[700] ^= 1
+    (tmp_path / "file").write_bytes(raw)
+    live = torch.zeros(30)
+    _filled(root, _one(live, start=100, shape=(256,)), index, file)
+    assert torch.equal(live, weight[100:130])
+    with pytest.raises(CorruptCheckpoint, match="bytes 640 to 703 do not match"):
+        _filled(root, _one(torch.zeros(90), start=100, shape=(256,)), index, file)
+
+
+def test_sizes_alone_are_checked_if_asked(tmp_path: Path) -> None:
+    root = locate(str(tmp_path))
+    index, file = _written(root, _one(torch.ones(4)))
+    raw = bytearray((tmp_path / "file").read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / "file").write_bytes(raw)
+    live = torch.zeros(4)
+    targets = content.find_targets(_one(live))
+    plan = plan_copies([target.wanted for target in targets], index)
+    content.fill(targets, plan, StoredSource(root), {"file": file}, verify=False)
+    assert live.tolist() == [1.0] * 4
 
 
 def test_the_file_is_plain_little_endian_numbers_at_aligned_offsets(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(5, dtype=torch.int16), "b": torch.tensor(1.5)}
-    index, _ = content.write_fragments(whole(tensors), locate(str(tmp_path)) / "file")
+    index, _ = _written(locate(str(tmp_path)), whole(tensors))
     raw = (tmp_path / "file").read_bytes()
     (a,), (b,) = index["a"].pieces, index["b"].pieces
     assert (a.offset, b.offset, b.offset % content.ALIGNMENT) == (0, 64, 0)
@@ -59,37 +138,12 @@ def test_the_file_is_plain_little_endian_numbers_at_aligned_offsets(tmp_path: Pa
     assert np.frombuffer(raw, "<f4", 1, b.offset).tolist() == [1.5]
 
 
-def test_no_write_is_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content, "CHUNK", 256)
-    sizes: list[int] = []
-    sha256 = hashlib.sha256
-
-    class Counted:
-        def __init__(self) -> None:
-            self.inner = sha256()
-
-        def update(self, part: Any) -> None:
-            sizes.append(len(part))
-            self.inner.update(part)
-
-        def hexdigest(self) -> str:
-            return self.inner.hexdigest()
-
-    monkeypatch.setattr(content.hashlib, "sha256", Counted)
-    root = locate(str(tmp_path))
-    _, file = content.write_fragments(whole({"w": torch.zeros(1000)}), root / "file")
-    content.check_content(root, {"file": file})
-    assert max(sizes) == 256
-    assert sum(sizes) == 2 * file.size
-
-
 def test_parameters_that_require_grad_are_read_and_filled_in_place(tmp_path: Path) -> None:
     root = locate(str(tmp_path))
     weight = torch.nn.Parameter(torch.arange(4.0))
-    index, _ = content.write_fragments(_one(weight), root / "file")
+    index, file = _written(root, _one(weight))
     live = torch.nn.Parameter(torch.zeros(4))
-    targets = content.find_targets(_one(live))
-    content.fill(targets, plan_copies([target.wanted for target in targets], index), root)
+    _filled(root, _one(live), index, file)
     assert live.tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
@@ -103,31 +157,24 @@ def test_parameters_that_require_grad_are_read_and_filled_in_place(tmp_path: Pat
         (State({"param.w": Fragment((1,), "float33", ())}), "float33 is no element type"),
     ],
 )
-def test_a_piece_that_does_not_belong_is_named(
-    tmp_path: Path, state: State, complaint: str
-) -> None:
+def test_a_piece_that_does_not_belong_is_named(state: State, complaint: str) -> None:
     with pytest.raises(CheckpointError, match=complaint):
-        content.write_fragments(state, locate(str(tmp_path)) / "file")
+        content.find_targets(state)
 
 
-def test_a_changed_a_shorter_and_a_missing_file_are_named(tmp_path: Path) -> None:
+def test_a_shorter_and_a_missing_file_are_named(tmp_path: Path) -> None:
     root = locate(str(tmp_path))
-    storage.publish(root / "r0", b"tide")
-    files = {"r0": StoredFile(4, hashlib.sha256(b"tide").hexdigest())}
-    content.check_sizes(root, files)
-    content.check_content(root, files)
-
-    storage.publish(root / "r0", b"tidf")
-    with pytest.raises(CorruptCheckpoint, match=r"^r0 has changed"):
-        content.check_content(root, files)
-    storage.publish(root / "r0", b"tid")
-    with pytest.raises(CorruptCheckpoint, match=r"^r0 has 3 bytes instead of 4$"):
-        content.check_sizes(root, files)
-    storage.remove(root / "r0")
-    with pytest.raises(CorruptCheckpoint, match=r"^r0 is missing$"):
-        content.check_sizes(root, files)
+    _, file = _written(root, _one(torch.ones(4)))
+    storage.publish(root / "file", b"tid")
+    with pytest.raises(CorruptCheckpoint, match=r"^file has 3 bytes instead of 48$"):
+        content.check_sizes(StoredSource(root), {"file": file})
+    with pytest.raises(CorruptCheckpoint, match=r"^file ends before byte 48$"):
+        _check(root, file)
+    storage.remove(root / "file")
+    with pytest.raises(CorruptCheckpoint, match=r"^file is missing$"):
+        content.check_sizes(StoredSource(root), {"file": file})
     with pytest.raises(CorruptCheckpoint, match="there is no such file"):
-        content.check_content(root, files)
+        _check(root, file)
 
 
 def test_a_source_that_reads_short_is_asked_again(
@@ -149,41 +196,9 @@ def test_a_source_that_reads_short_is_asked_again(
             yield Slow(file)
 
     root = locate(str(tmp_path))
-    index, file = content.write_fragments(_one(torch.arange(4.0)), root / "file")
+    index, file = _written(root, _one(torch.arange(4.0)))
     monkeypatch.setattr(storage, "open_input", open_slowly)
-    content.check_content(root, {"file": file})
+    _check(root, file)
     live = torch.zeros(4)
-    targets = content.find_targets(_one(live))
-    content.fill(targets, plan_copies([target.wanted for target in targets], index), root)
+    _filled(root, _one(live), index, file)
     assert live.tolist() == [0.0, 1.0, 2.0, 3.0]
-
-
-def test_a_file_that_shrinks_while_it_is_read_is_noticed(tmp_path: Path) -> None:
-    root = locate(str(tmp_path))
-    index, _ = content.write_fragments(_one(torch.ones(4)), root / "file")
-    storage.publish(root / "file", b"short")
-    targets = content.find_targets(_one(torch.zeros(4)))
-    with pytest.raises(CorruptCheckpoint, match="file ends before byte 16"):
-        content.fill(targets, plan_copies([target.wanted for target in targets], index), root)
-
-
-@given(sizes=st.lists(st.integers(0, 1000), max_size=20), ranks=st.integers(1, 6))
-def test_files_are_dealt_once_each_and_evenly(sizes: list[int], ranks: int) -> None:
-    files = {f"f{index}": StoredFile(size, "") for index, size in enumerate(sizes)}
-    hands = content.deal_files(files, ranks)
-    dealt = [name for hand in hands for name in hand]
-    loads = [sum(file.size for file in hand.values()) for hand in hands]
-    assert len(hands) == ranks
-    assert sorted(dealt) == sorted(files)
-    assert max(loads) - min(loads) <= max(sizes, default=0)
-
-
-@pytest.mark.gpu
-def test_tensors_on_a_gpu_are_written_and_filled_there(tmp_path: Path) -> None:
-    root = locate(str(tmp_path))
-    tensors = {name: tensor.cuda() for name, tensor in make_tensors(1).items()}
-    index, _ = content.write_fragments(whole(tensors), root / "file")
-    again = blank(tensors)
-    targets = content.find_targets(whole(again))
-    content.fill(targets, plan_copies([target.wanted for target in targets], index), root)
-    assert same_pieces(whole(again), tensors)

@@ -10,13 +10,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.checkpoint.states import HEADER, make_tensors, split
+from tests.checkpoint.states import HEADER, make_store, make_tensors, split
 from tests.kit.bucket import HAVE_BUCKET, serve_bucket
 from tests.kit.world import run_world
 from tidemill import storage
 from tidemill.checkpoint.export import export_safetensors, read_tensors
 from tidemill.checkpoint.manifest import committed
-from tidemill.checkpoint.store import Store
 from tidemill.errors import CheckpointError, CorruptCheckpoint, StorageError
 from tidemill.spec.progress import Cursor, World
 from tidemill.storage import Location, locate
@@ -28,8 +27,10 @@ CURSOR = Cursor(step=42, samples=336)
 
 
 def _save(world: World, uri: str) -> None:
-    store = Store(locate(uri), header=HEADER, world=world, keep_last=1)
+    store = make_store(world, uri)
     store.save(split(make_tensors(1), world.rank, world.size, "export"), CURSOR, {})
+    store.finish()
+    store.close()
 
 
 @pytest.fixture

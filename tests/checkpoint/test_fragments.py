@@ -34,7 +34,8 @@ def _bounds(cuts: list[int], numel: int) -> list[tuple[int, int]]:
     saved=cuts,
     loaded=cuts,
     files=st.integers(1, 4),
-    longest=st.integers(1, 64),
+    block=st.integers(1, 16),
+    blocks=st.integers(1, 4),
     gap=st.integers(0, 32),
     seed=st.integers(),
 )
@@ -45,7 +46,8 @@ def test_any_partition_is_read_from_any_other(
     saved: list[int],
     loaded: list[int],
     files: int,
-    longest: int,
+    block: int,
+    blocks: int,
     gap: int,
     seed: int,
 ) -> None:
@@ -66,18 +68,19 @@ def test_any_partition_is_read_from_any_other(
     filled = [0] * len(wanted)
     for file, copies in plan_copies(wanted, stored).items():
         reached = 0
-        for span in plan_spans(copies, longest, gap):
-            assert 0 < span.size <= longest
-            assert span.offset >= reached, "spans go forward"
+        window = block * blocks
+        for span in plan_spans(copies, window, block, gap):
+            assert 0 < span.size <= window
+            assert span.offset >= reached, "spans go forward and do not overlap"
+            assert (span.offset % block, span.size % block) == (0, 0), "whole blocks"
             read = written[file][span.offset : span.offset + span.size]
-            assert len(read) == span.size
             for copy in span.copies:
                 begin = copy.offset - span.offset
                 assert begin >= 0
                 assert begin + copy.size <= span.size
                 targets[copy.target][copy.at : copy.at + copy.size] = read[begin:][: copy.size]
                 filled[copy.target] += copy.size
-            reached = span.offset
+            reached = span.offset + span.size
     assert [bytes(t) for t in targets] == [
         content[w.start * itemsize : (w.start + w.count) * itemsize] for w in wanted
     ]
@@ -115,5 +118,5 @@ def test_wanting_what_is_not_stored_is_an_error(pieces: list[tuple[int, int]]) -
 
 def test_near_copies_share_a_read_and_far_ones_do_not() -> None:
     copies = [Copy(0, 0, 100, 10), Copy(1, 0, 0, 10), Copy(2, 0, 14, 6)]
-    spans = [(span.offset, span.size) for span in plan_spans(copies, longest=1000, gap=4)]
+    spans = [(span.offset, span.size) for span in plan_spans(copies, window=1000, block=1, gap=4)]
     assert spans == [(0, 20), (100, 10)]

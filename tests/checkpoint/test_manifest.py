@@ -39,6 +39,7 @@ EXAMPLE = Manifest(
     world=2,
     attempt=3,
     saved_at_s=1.5e9,
+    origin={"run": "ebb", "step": 3},
     metrics={"loss": 2.25, "grad_norm": None},
     scalars=SCALARS,
     tensors={
@@ -48,7 +49,7 @@ EXAMPLE = Manifest(
         "buffer.none": StoredTensor((0,), "int64", ()),
         "buffer.one": StoredTensor((), "bfloat16", (StoredPiece(0, 1, "r1", 128),)),
     },
-    files={"r0": StoredFile(16, "a" * 64), "r1": StoredFile(130, "b" * 64)},
+    files={"r0": StoredFile(48, 16, "a" * 64), "r1": StoredFile(162, 130, "b" * 64)},
 )
 
 
@@ -59,7 +60,7 @@ def _plain() -> dict[str, Any]:
 def test_the_round_trip_is_exact() -> None:
     assert decode(encode(EXAMPLE), "here") == EXAMPLE
     assert encode(decode(encode(EXAMPLE), "here")) == encode(EXAMPLE)
-    assert EXAMPLE.size == 146
+    assert EXAMPLE.size == 210
 
 
 @pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(Manifest)])
@@ -85,7 +86,8 @@ def test_a_value_of_the_wrong_type_is_named(key: str) -> None:
         (("tensors", "param.w", "pieces"), [[0, 1]], r"tensors\.param\.w\.pieces: not \[start"),
         (("tensors", "param.w", "pieces"), [[0, 0, "r", 0]], r"param\.w\.pieces: not \[start"),
         (("tensors", "param.w", "pieces"), [[-1, 1, "r", 0]], r"param\.w\.pieces: not \[start"),
-        (("files", "r0"), {"size": 1}, r"files\.r0\.sha256 is missing"),
+        (("files", "r0"), {"size": 1, "data": 0}, r"files\.r0: 1 bytes cannot hold 0 of tensors"),
+        (("files", "r0"), {"size": 33, "data": 1}, r"files\.r0\.sha256 is missing"),
     ],
 )
 def test_a_wrong_value_deep_inside_is_named(
@@ -101,8 +103,8 @@ def test_a_wrong_value_deep_inside_is_named(
 
 
 def test_a_later_schema_is_refused_as_that() -> None:
-    with pytest.raises(CorruptCheckpoint, match=r"schema 2 is unknown .* use the version that"):
-        decode(seal({"schema": 2, "what": "ever"}), "here")
+    with pytest.raises(CorruptCheckpoint, match=r"schema 3 is unknown .* use the version that"):
+        decode(seal({"schema": 3, "what": "ever"}), "here")
 
 
 def test_a_scalar_that_is_not_json_is_named() -> None:

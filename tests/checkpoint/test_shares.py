@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
 
+from tidemill.checkpoint.content import Layout
 from tidemill.checkpoint.fragments import StoredPiece, StoredTensor
 from tidemill.checkpoint.manifest import StoredFile
 from tidemill.checkpoint.shares import (
@@ -16,8 +18,9 @@ from tidemill.checkpoint.shares import (
     require_equal_scalars,
     require_one_moment,
 )
+from tidemill.checkpoint.snapshot import Image
 from tidemill.errors import CheckpointError
-from tidemill.spec.progress import State
+from tidemill.spec.progress import Cursor
 
 
 def _share(
@@ -25,11 +28,13 @@ def _share(
     *ranges: tuple[int, int],
     shape: tuple[int, ...] = (2, 5),
     scalars: dict[str, Any] | None = None,
+    step: int = 1,
 ) -> Share:
     file = f"r{rank}"
     pieces = tuple(StoredPiece(start, count, file, 64 * start) for start, count in ranges)
     tensors = {"param.w": StoredTensor(shape, "float32", pieces)}
-    return describe(tensors, file, StoredFile(rank, "a"), State({}, scalars or {}))
+    image = Image(Layout(tensors, (), rank), memoryview(bytes(rank + 32)), b"trailer")
+    return describe(image, file, Cursor(step=step, samples=8), scalars or {})
 
 
 def test_shares_that_fit_are_joined_by_start() -> None:
@@ -40,7 +45,10 @@ def test_shares_that_fit_are_joined_by_start() -> None:
         (2, 4, "r2"),
         (6, 4, "r0"),
     ]
-    assert join_files(shares) == {f"r{rank}": StoredFile(rank, "a") for rank in range(3)}
+    checksum = hashlib.sha256(b"trailer").hexdigest()
+    assert join_files(shares) == {
+        f"r{rank}": StoredFile(rank + 32, rank, checksum) for rank in range(3)
+    }
 
 
 def test_a_gap_is_named() -> None:
@@ -68,6 +76,6 @@ def test_a_scalar_that_differs_or_is_missing_is_named() -> None:
 
 
 def test_ranks_at_different_steps_are_named() -> None:
-    require_one_moment([[1, 8], [1, 8]])
+    require_one_moment([_share(0), _share(1)])
     with pytest.raises(CheckpointError, match=r"rank 1 is at \[step, samples\] \[2, 8\]"):
-        require_one_moment([[1, 8], [2, 8]])
+        require_one_moment([_share(0), _share(1, step=2)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import pickle
 import shutil
@@ -17,11 +18,22 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.checkpoint.states import HEADER, SCALARS, blank, make_tensors, same_pieces, split, whole
+from tests.checkpoint.states import (
+    HEADER,
+    SCALARS,
+    blank,
+    make_store,
+    make_tensors,
+    same_pieces,
+    split,
+    whole,
+)
 from tests.kit.bucket import HAVE_BUCKET, serve_bucket
 from tests.kit.world import RankFailed, run_world
 from tidemill import storage
 from tidemill.checkpoint.manifest import MANIFEST, Manifest, committed, read_manifest
+from tidemill.checkpoint.restore import Restored
+from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.store import Store
 from tidemill.errors import CheckpointError, StorageError
 from tidemill.spec.progress import Cursor, Fragment, Piece, State, World
@@ -33,9 +45,17 @@ if TYPE_CHECKING:
 Loaded = tuple[Cursor | None, list[tuple[str, str]], bool, dict[str, Any]]
 
 
-def _store(world: World, uri: str, keep_last: int = 2, attempt: int = 1) -> Store:
+def _store(world: World, uri: str, keep_last: int = 2, attempt: int = 1, **changes: Any) -> Store:
     at = World(rank=world.rank, size=world.size, attempt=attempt)
-    return Store(locate(uri), header=HEADER, world=at, keep_last=keep_last)
+    return make_store(at, uri, keep=Keep(last=keep_last), **changes)
+
+
+def _commit(store: Store, state: State, step: int, samples: int = 0, **metrics: float) -> Manifest:
+    """Save, and wait until it is committed."""
+    store.save(state, Cursor(step=step, samples=samples), metrics)
+    saved = store.finish()
+    assert saved is not None
+    return saved
 
 
 def _share(world: World, seed: int) -> State:
@@ -49,7 +69,8 @@ def _save(world: World, uri: str, steps: list[int], attempt: int = 1) -> None:
     """Save at each step; the tensors of a step are those that its number seeds."""
     store = _store(world, uri, keep_last=9, attempt=attempt)
     for step in steps:
-        store.save(_share(world, step), Cursor(step=step, samples=8 * step), {"loss": 1.5})
+        _commit(store, _share(world, step), step, 8 * step, loss=1.5)
+    store.close()
 
 
 def _load(world: World, uri: str, expected: int) -> list[Loaded]:
@@ -122,7 +143,7 @@ def test_what_one_world_saves_any_world_loads_bit_for_bit(
 
 def test_the_manifest_says_what_was_saved(tmp_path: Path) -> None:
     store = _here(tmp_path, attempt=4)
-    saved = store.save(whole(make_tensors(1)), Cursor(step=3, samples=24), {"loss": float("nan")})
+    saved = _commit(store, whole(make_tensors(1)), 3, 24, loss=math.nan)
     (place,) = committed(locate(str(tmp_path)))
     assert place.name == "step-0000000003-a0004"
     assert read_manifest(place) == saved
@@ -138,8 +159,8 @@ def test_a_run_without_checkpoints_loads_nothing_and_keeps_its_state(tmp_path: P
     assert state.scalars == {}
 
 
-def _cursor(found: Manifest | None) -> Cursor | None:
-    return found.cursor if found else None
+def _cursor(found: Restored | None) -> Cursor | None:
+    return found.manifest.cursor if found else None
 
 
 def _unexpected(place: Location, reason: str) -> None:
@@ -148,8 +169,10 @@ def _unexpected(place: Location, reason: str) -> None:
 
 def test_saving_a_step_again_changes_nothing(tmp_path: Path) -> None:
     store = _here(tmp_path)
-    first = store.save(whole(make_tensors(1)), Cursor(step=1, samples=8), {})
-    assert store.save(whole(make_tensors(2)), Cursor(step=1, samples=8), {}) == first
+    first = _commit(store, whole(make_tensors(1)), 1, 8)
+    written = (tmp_path / "checkpoints" / first.name / MANIFEST).read_bytes()
+    _commit(store, whole(make_tensors(2)), 1, 8)
+    assert (tmp_path / "checkpoints" / first.name / MANIFEST).read_bytes() == written
     state = whole(blank(make_tensors(1)))
     store.load(state, _unexpected)
     assert same_pieces(state, make_tensors(1))
@@ -203,7 +226,7 @@ def _save_and_die(world: World, uri: str, moment: str) -> None:
         "while pruning": ("remove", deadly_remove),
     }
     with mock.patch.object(storage, *fakes[moment]):
-        store.save(_share(world, 9), Cursor(step=9, samples=72), {})
+        _commit(store, _share(world, 9), 9, 72)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +259,7 @@ def test_a_kill_leaves_the_old_checkpoint_or_the_new_one(
 
 
 def test_a_sweep_takes_only_uncommitted_directories_of_earlier_attempts(tmp_path: Path) -> None:
-    _here(tmp_path).save(whole(make_tensors(1)), Cursor(step=1, samples=8), {})
+    _commit(_here(tmp_path), whole(make_tensors(1)), 1, 8)
     held = tmp_path / "checkpoints"
     for name in ("step-0000000002-a0001", "step-0000000002-a0002", "mine"):
         (held / name).mkdir()
@@ -349,8 +372,8 @@ def _make_trouble(  # noqa: C901 - one case each
         case "directory":
             return mock.patch.object(storage, "make_directory", _no_space)
         case "elsewhere" if world.rank == 1:
-            other = store._run.parent / "another-node"
-            return mock.patch.object(store, "_run", other)
+            other = store._shelf.run.parent / "another-node"
+            return mock.patch.object(store._shelf, "run", other)
         case "gap" if world.rank == 1:
             state.tensors["param.cube"] = Fragment((2, 3, 5), "float32", ())
         case "gap":
@@ -370,11 +393,12 @@ def _save_fails(world: World, uri: str, trouble: str) -> tuple[str, list[str], i
     state = _share(world, 9)
     cursor = Cursor(step=9 + world.rank * (trouble == "cursor"), samples=72)
     with _make_trouble(trouble, world, store, state), pytest.raises(CheckpointError) as error:
-        store.save(state, cursor, {})
+        _commit(store, state, cursor.step, cursor.samples)
     dist.barrier()
     left = _files(Path(uri))
     dist.barrier()
-    again = store.save(_share(world, 9), Cursor(step=9, samples=72), {})
+    again = _commit(store, _share(world, 9), 9, 72)
+    store.close()
     return str(error.value), left, again.cursor.step
 
 
@@ -413,11 +437,9 @@ def test_trouble_on_one_rank_fails_all_alike_and_leaves_the_old_checkpoint_alone
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     store = _here(tmp_path, keep_last=2)
     for step in (9, 10, 11):
-        store.save(whole(make_tensors(step)), Cursor(step=step, samples=0), {})
+        _commit(store, whole(make_tensors(step)), step)
     assert _names(tmp_path) == ["step-0000000011-a0001", "step-0000000010-a0001"]
-    _here(tmp_path, keep_last=1, attempt=2).save(
-        whole(make_tensors(1)), Cursor(step=12, samples=0), {}
-    )
+    _commit(_here(tmp_path, keep_last=1, attempt=2), whole(make_tensors(1)), 12)
     assert _names(tmp_path) == ["step-0000000012-a0002"]
 
 
@@ -425,7 +447,7 @@ def test_a_manifest_is_removed_before_the_rest_of_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = _here(tmp_path, keep_last=1)
-    store.save(whole(make_tensors(1)), Cursor(step=1, samples=0), {})
+    _commit(store, whole(make_tensors(1)), 1)
     removed: list[str] = []
     remove = storage.remove
 
@@ -434,7 +456,7 @@ def test_a_manifest_is_removed_before_the_rest_of_its_checkpoint(
         remove(location)
 
     monkeypatch.setattr(storage, "remove", note)
-    store.save(whole(make_tensors(1)), Cursor(step=2, samples=0), {})
+    _commit(store, whole(make_tensors(1)), 2)
     assert removed[-2:] == ["step-0000000001-a0001/manifest.json", "step-0000000001-a0001"]
 
 
@@ -442,7 +464,7 @@ def test_pruning_that_fails_costs_disk_and_not_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = _here(tmp_path, keep_last=1)
-    store.save(whole(make_tensors(1)), Cursor(step=1, samples=0), {})
+    _commit(store, whole(make_tensors(1)), 1)
     remove = storage.remove
 
     def fail(location: Location) -> None:
@@ -451,7 +473,7 @@ def test_pruning_that_fails_costs_disk_and_not_the_run(
         remove(location)
 
     monkeypatch.setattr(storage, "remove", fail)
-    store.save(whole(make_tensors(1)), Cursor(step=2, samples=0), {})
+    _commit(store, whole(make_tensors(1)), 2)
     assert _names(tmp_path) == ["step-0000000002-a0001", "step-0000000001-a0001"]
     assert "old checkpoints stay: cannot remove" in caplog.text
 
@@ -461,7 +483,7 @@ def test_a_refused_checkpoint_neither_pushes_out_good_ones_nor_outlives_the_run_
 ) -> None:
     store = _here(tmp_path)
     for step in (10, 20):
-        store.save(whole(make_tensors(step)), Cursor(step=step, samples=0), {})
+        _commit(store, whole(make_tensors(step)), step)
     _flip(tmp_path / "checkpoints/step-0000000020-a0001/rank-00000.bin", 0)
 
     store = _here(tmp_path, attempt=2)
@@ -469,23 +491,23 @@ def test_a_refused_checkpoint_neither_pushes_out_good_ones_nor_outlives_the_run_
     state = whole(blank(make_tensors(10)))
     assert _cursor(store.load(state, _noting(refused))) == Cursor(step=10, samples=0)
     assert [name for name, _ in refused] == ["step-0000000020-a0001"]
-    store.save(state, Cursor(step=15, samples=0), {})
+    _commit(store, state, 15)
     assert _names(tmp_path) == [
         "step-0000000020-a0001",
         "step-0000000015-a0002",
         "step-0000000010-a0001",
     ]
-    store.save(state, Cursor(step=20, samples=0), {})
+    _commit(store, state, 20)
     assert _names(tmp_path) == ["step-0000000020-a0002", "step-0000000015-a0002"]
 
 
 def test_a_refused_checkpoint_of_the_same_attempt_is_written_anew(tmp_path: Path) -> None:
     for step in (10, 20):
-        _here(tmp_path).save(whole(make_tensors(step)), Cursor(step=step, samples=0), {})
+        _commit(_here(tmp_path), whole(make_tensors(step)), step)
     _flip(tmp_path / "checkpoints/step-0000000020-a0001/rank-00000.bin", 0)
     store = _here(tmp_path)
     store.load(whole(blank(make_tensors(10))), _noting([]))
-    store.save(whole(make_tensors(20)), Cursor(step=20, samples=0), {})
+    _commit(store, whole(make_tensors(20)), 20)
     state = whole(blank(make_tensors(20)))
     assert _cursor(_here(tmp_path).load(state, _unexpected)) == Cursor(step=20, samples=0)
     assert same_pieces(state, make_tensors(20))
@@ -547,5 +569,5 @@ if HAVE_BUCKET:
             assert run_world(_sweep, 2, uri, 2) == [["step-0000000008-a0001"], []]
             assert not storage.exists(run / "checkpoints/step-0000000008-a0001")
             store = _store(World(), uri, keep_last=1, attempt=2)
-            store.save(whole(make_tensors(1)), Cursor(step=9, samples=72), {})
+            _commit(store, whole(make_tensors(1)), 9, 72)
             assert [place.name for place in committed(run)] == ["step-0000000009-a0002"]

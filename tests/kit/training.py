@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -138,10 +137,18 @@ class Memory:
 class NoStore:
     """A store that commits nothing."""
 
-    def save(self, state: State, cursor: Cursor, metrics: Mapping[str, Any]) -> Any:
+    busy = False
+
+    def save(
+        self, state: State, cursor: Cursor, metrics: Mapping[str, Any], *, commit: bool = True
+    ) -> None:
         """See `CheckpointStore.save`."""
-        del state, metrics
-        return SimpleNamespace(name=f"step-{cursor.step}", size=0)
+
+    def settle(self) -> None:
+        """See `CheckpointStore.settle`."""
+
+    def finish(self) -> None:
+        """See `CheckpointStore.finish`."""
 
 
 def run_tiny(
@@ -164,6 +171,7 @@ def run_tiny(
         store=NoStore(),
         recorder=memory,
         stop_requested=lambda: False,
+        save_requested=lambda: False,
     )
     train(run, parts, world, Cursor())
     return memory, engine

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.kit.training import tiny_run
+from tests.kit.training import Memory, tiny_run
 from tidemill.checkpoint.manifest import MANIFEST, Header, checkpoint_name
+from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.store import Store
 from tidemill.data.corpus import Corpus
 from tidemill.errors import TidemillError
@@ -137,10 +138,13 @@ def leave_checkpoint(
             precision=spec.precision.kind.value,
         ),
         world=World(attempt=attempt),
-        keep_last=99,
+        recorder=Memory(),
+        keep=Keep(last=99),
     )
     state = State({f"param.{name}": whole(tensor) for name, tensor in model.named_parameters()})
     store.save(state, Cursor(step=step, samples=step * spec.batch.global_size), {})
+    store.finish()
+    store.close()
     return Path(run_of(spec).path) / "checkpoints" / checkpoint_name(step, attempt)
 
 

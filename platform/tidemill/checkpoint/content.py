@@ -1,19 +1,21 @@
-"""The bytes of a checkpoint: write one rank's file, prove a file, fill live tensors from files.
+"""The bytes of a checkpoint: where a rank's pieces lie in its file, and how live ones are filled.
 
-Everything streams through buffers of `CHUNK` bytes, so a checkpoint needs next to no memory beyond
-the state itself, wherever that is.
+Reading streams through one buffer of `WINDOW` bytes and proves each block before it copies from it,
+so a checkpoint is read once and needs next to no memory beyond the state itself.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from tidemill import storage
+from tidemill.checkpoint.blocks import BLOCK, check_blocks, check_trailer
 from tidemill.checkpoint.fragments import Copy, StoredPiece, StoredTensor, Wanted, plan_spans
 from tidemill.checkpoint.manifest import StoredFile
 from tidemill.errors import CheckpointError, CorruptCheckpoint, StorageError
@@ -22,15 +24,50 @@ from tidemill.storage import Location
 
 ALIGNMENT = 64
 """Every piece begins at a multiple of this many bytes, so that files can be memory-mapped."""
-CHUNK = 16 * 2**20
+WINDOW = 4 * BLOCK
 """Most bytes on their way at once."""
 GAP = 64 * 2**10
 """Unneeded bytes worth reading to save a request to an object store."""
 
 
+class Source(Protocol):
+    """Where the files of one checkpoint can be read: in storage, or in the memory of a node."""
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file that is there, by name.
+
+        Raises:
+            StorageError: They cannot be listed.
+        """
+        ...
+
+    def open(self, name: str) -> AbstractContextManager[Any]:
+        """A reader with `seek(offset)` and `readinto(buffer)`; raises StorageError, also in use."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSource:
+    """The files in a directory of storage.
+
+    Attributes:
+        place: The checkpoint.
+    """
+
+    place: Location
+
+    def sizes(self) -> dict[str, int]:
+        """See `Source.sizes`."""
+        return {entry.location.name: entry.size for entry in storage.children(self.place)}
+
+    def open(self, name: str) -> AbstractContextManager[Any]:
+        """See `Source.open`."""
+        return storage.open_input(self.place / name)
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A live piece to fill.
+    """A live piece, to be saved or filled.
 
     Attributes:
         wanted: Which range of which tensor it holds.
@@ -39,6 +76,21 @@ class Target:
 
     wanted: Wanted
     memory: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the pieces of one rank lie in its file.
+
+    Attributes:
+        tensors: What the file holds of each tensor.
+        offsets: Byte of the file at which each piece begins, in the order of the targets.
+        data: Bytes from the beginning of the file to the end of the last piece.
+    """
+
+    tensors: dict[str, StoredTensor]
+    offsets: tuple[int, ...]
+    data: int
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -58,51 +110,14 @@ def dtype_of(name: str) -> torch.dtype:
     return dtype
 
 
-def write_fragments(state: State, location: Location) -> tuple[dict[str, StoredTensor], StoredFile]:
-    """Write this rank's pieces into one file, one after the other.
-
-    Args:
-        state: What to write; on any device.
-        location: The file; it is on the disk itself when this returns.
-
-    Returns:
-        What the file holds of each tensor, and the file's size and checksum.
-
-    Raises:
-        CheckpointError: A piece does not belong to its tensor; names it.
-        StorageError: The file cannot be written.
-    """
-    index: dict[str, StoredTensor] = {}
-    sha = hashlib.sha256()
-    offset = 0
-    with storage.open_output(location) as file:
-        for name, fragment in sorted(state.tensors.items()):
-            pieces: list[StoredPiece] = []
-            for start, memory in _memories(name, fragment):
-                padding = bytes(-offset % ALIGNMENT)
-                file.write(padding)
-                sha.update(padding)
-                offset += len(padding)
-                count = memory.numel() // dtype_of(fragment.dtype).itemsize
-                pieces.append(StoredPiece(start, count, location.name, offset))
-                for part in memory.split(CHUNK):
-                    content = part.cpu().numpy().data
-                    file.write(content)
-                    sha.update(content)
-                offset += memory.numel()
-            index[name] = StoredTensor(tuple(fragment.shape), fragment.dtype, tuple(pieces))
-    storage.sync(location)
-    return index, StoredFile(offset, sha.hexdigest())
-
-
 def find_targets(state: State) -> list[Target]:
-    """The live memory of all pieces of a state.
+    """The live memory of all pieces of a state, by name of the tensor.
 
     Raises:
         CheckpointError: A piece does not belong to its tensor; names it.
     """
     targets: list[Target] = []
-    for name, fragment in state.tensors.items():
+    for name, fragment in sorted(state.tensors.items()):
         itemsize = dtype_of(fragment.dtype).itemsize
         for start, memory in _memories(name, fragment):
             count = memory.numel() // itemsize
@@ -110,34 +125,89 @@ def find_targets(state: State) -> list[Target]:
     return targets
 
 
-def fill(targets: Sequence[Target], plan: Mapping[str, Iterable[Copy]], where: Location) -> None:
-    """Read what `plan_copies` found for the targets, in place.
+def lay_out(state: State, targets: Sequence[Target], file: str) -> Layout:
+    """Put the pieces of a rank one after the other.
+
+    Args:
+        state: What to save.
+        targets: What `find_targets` made of it.
+        file: Name of the file.
+    """
+    offsets: list[int] = []
+    pieces: dict[str, list[StoredPiece]] = {name: [] for name in sorted(state.tensors)}
+    end = 0
+    for target in targets:
+        offset = end + -end % ALIGNMENT
+        wanted = target.wanted
+        pieces[wanted.name].append(StoredPiece(wanted.start, wanted.count, file, offset))
+        offsets.append(offset)
+        end = offset + target.memory.numel()
+    tensors = {
+        name: StoredTensor(tuple(fragment.shape), fragment.dtype, tuple(pieces[name]))
+        for name, fragment in sorted(state.tensors.items())
+    }
+    return Layout(tensors, tuple(offsets), end)
+
+
+def fill(
+    targets: Sequence[Target],
+    plan: Mapping[str, Iterable[Copy]],
+    source: Source,
+    files: Mapping[str, StoredFile],
+    *,
+    verify: bool,
+) -> None:
+    """Read what `plan_copies` found for the targets, in place, each byte once.
+
+    Args:
+        targets: What to fill; after an error, some of it is filled with what may be wrong.
+        plan: Copies by file.
+        source: Has the files.
+        files: What the manifest says of them.
+        verify: Compare every block with its checksum.
 
     Raises:
-        CorruptCheckpoint: A file is shorter than it was.
-        StorageError: A file cannot be read.
+        CorruptCheckpoint: A file is missing, unreadable, shorter than it was, or has changed.
     """
-    buffer = torch.empty(CHUNK, dtype=torch.uint8)
+    buffer = torch.empty(WINDOW, dtype=torch.uint8)
     for name, copies in plan.items():
-        with storage.open_input(where / name) as file:
-            for span in plan_spans(copies, CHUNK, GAP):
-                file.seek(span.offset)
-                if _read_into(file, buffer[: span.size]) < span.size:
-                    raise CorruptCheckpoint(f"{name} ends before byte {span.offset + span.size}")
+        with _reading(source, name, files[name], verify=verify) as read:
+            block = BLOCK if verify else 1
+            for span in plan_spans(copies, WINDOW, block, GAP):
+                size = min(span.size, files[name].data - span.offset)
+                read(span.offset, buffer[:size])
                 for copy in span.copies:
                     begin = copy.offset - span.offset
                     target = targets[copy.target].memory[copy.at : copy.at + copy.size]
                     target.copy_(buffer[begin : begin + copy.size])
 
 
-def check_sizes(where: Location, files: Mapping[str, StoredFile]) -> None:
+def check_content(source: Source, files: Mapping[str, StoredFile]) -> Iterator[int]:
+    """Compare every byte of files with its checksum.
+
+    Yields:
+        Bytes checked, now and then.
+
+    Raises:
+        CorruptCheckpoint: A file is missing, unreadable, shorter than it was, or has changed.
+    """
+    buffer = torch.empty(WINDOW, dtype=torch.uint8)
+    for name, file in sorted(files.items()):
+        with _reading(source, name, file, verify=True) as read:
+            for offset in range(0, file.data, WINDOW):
+                size = min(WINDOW, file.data - offset)
+                read(offset, buffer[:size])
+                yield size
+
+
+def check_sizes(source: Source, files: Mapping[str, StoredFile]) -> None:
     """Compare the sizes of files with what is listed.
 
     Raises:
         CorruptCheckpoint: A file is missing or of another size; names it.
     """
     try:
-        sizes = {entry.location.name: entry.size for entry in storage.children(where)}
+        sizes = source.sizes()
     except StorageError as error:
         raise CorruptCheckpoint(str(error)) from error
     for name, file in sorted(files.items()):
@@ -147,42 +217,38 @@ def check_sizes(where: Location, files: Mapping[str, StoredFile]) -> None:
             raise CorruptCheckpoint(f"{name} has {sizes[name]} bytes instead of {file.size}")
 
 
-def check_content(where: Location, files: Mapping[str, StoredFile]) -> None:
-    """Compare the sha256 of files with what they were.
+@contextlib.contextmanager
+def _reading(
+    source: Source, name: str, file: StoredFile, *, verify: bool
+) -> Iterator[Callable[[int, torch.Tensor], None]]:
+    """A function that reads a range of one file into memory, whole blocks only if it verifies."""
+    try:
+        with source.open(name) as reader:
 
-    Raises:
-        CorruptCheckpoint: A file cannot be read or has changed; names it.
-    """
-    buffer = torch.empty(CHUNK, dtype=torch.uint8)
-    for name, file in sorted(files.items()):
-        sha = hashlib.sha256()
-        try:
-            with storage.open_input(where / name) as source:
-                while size := _read_into(source, buffer):
-                    sha.update(buffer[:size].numpy().data)
-        except StorageError as error:
-            raise CorruptCheckpoint(str(error)) from error
-        if sha.hexdigest() != file.sha256:
-            raise CorruptCheckpoint(f"{name} has changed: its sha256 is not what was written")
+            def read(offset: int, buffer: torch.Tensor) -> None:
+                memory = buffer.numpy().data
+                reader.seek(offset)
+                size = 0
+                while size < len(memory) and (got := reader.readinto(memory[size:])):
+                    size += got
+                if size < len(memory):
+                    raise CorruptCheckpoint(f"{name} ends before byte {offset + len(memory)}")
 
+            if not verify:
+                yield read
+                return
+            tail = torch.empty(file.size - file.data, dtype=torch.uint8)
+            read(file.data, tail)
+            trailer = tail.numpy().tobytes()
+            check_trailer(trailer, file.sha256, name)
 
-def deal_files(files: Mapping[str, StoredFile], ranks: int) -> list[dict[str, StoredFile]]:
-    """Share files between ranks so that each gets about as many bytes; the same on every rank."""
-    hands: list[dict[str, StoredFile]] = [{} for _ in range(ranks)]
-    loads = [0] * ranks
-    for name, file in sorted(files.items(), key=lambda item: (-item[1].size, item[0])):
-        rank = loads.index(min(loads))
-        hands[rank][name] = file
-        loads[rank] += file.size
-    return hands
+            def read_proven(offset: int, buffer: torch.Tensor) -> None:
+                read(offset, buffer)
+                check_blocks(buffer.numpy().data, offset, trailer, name)
 
-
-def _read_into(file: Any, buffer: torch.Tensor) -> int:
-    memory = buffer.numpy().data
-    size = 0
-    while size < len(memory) and (got := file.readinto(memory[size:])):
-        size += got
-    return size
+            yield read_proven
+    except StorageError as error:
+        raise CorruptCheckpoint(str(error)) from error
 
 
 def _memories(name: str, fragment: Fragment) -> list[tuple[int, torch.Tensor]]:

@@ -92,8 +92,8 @@ def _read(checkpoint: Location, manifest: Manifest, prefix: str) -> dict[str, to
     stored = {name: held for name, held in manifest.tensors.items() if name.startswith(prefix)}
     used = {piece.file for held in stored.values() for piece in held.pieces}
     files = {name: file for name, file in manifest.files.items() if name in used}
-    content.check_sizes(checkpoint, files)
-    content.check_content(checkpoint, files)
+    source = content.StoredSource(checkpoint)
+    content.check_sizes(source, files)
     tensors = {
         name: torch.empty(held.shape, dtype=content.dtype_of(held.dtype))
         for name, held in stored.items()
@@ -105,7 +105,8 @@ def _read(checkpoint: Location, manifest: Manifest, prefix: str) -> dict[str, to
         }
     )
     targets = content.find_targets(state)
-    content.fill(targets, plan_copies([target.wanted for target in targets], stored), checkpoint)
+    plan = plan_copies([target.wanted for target in targets], stored)
+    content.fill(targets, plan, source, files, verify=True)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
@@ -141,7 +142,7 @@ def _write(tensors: dict[str, torch.Tensor], to: Location) -> None:
         local = storage.locate(scratch) / to.name
         _save(tensors, local)
         with storage.open_input(local) as source, storage.open_output(to) as file:
-            while part := source.read(content.CHUNK):
+            while part := source.read(content.WINDOW):
                 file.write(part)
 
 

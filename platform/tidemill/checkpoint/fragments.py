@@ -160,35 +160,39 @@ def plan_copies(
     return plan
 
 
-def plan_spans(copies: Iterable[Copy], longest: int, gap: int) -> Iterator[Span]:
-    """Join the copies of one file into few long reads.
+def plan_spans(copies: Iterable[Copy], window: int, block: int, gap: int) -> Iterator[Span]:
+    """Join the copies of one file into few reads of whole blocks.
 
     Args:
-        copies: Copies out of one file, in any order.
-        longest: Most bytes per span; longer copies are cut.
+        copies: Copies out of one file, in any order; those that cross a window are cut.
+        window: Most bytes per span, a multiple of `block`; no span crosses a multiple of it.
+        block: Spans begin and end at multiples of this many bytes; the file may end before.
         gap: Most unneeded bytes worth reading to save a request.
 
     Yields:
-        Spans by offset.
+        Spans by offset; no two overlap.
     """
     held: list[Copy] = []
     start = end = 0
-    for copy in sorted(_cut(copies, longest), key=attrgetter("offset")):
-        until = max(end, copy.offset + copy.size)
-        if held and (copy.offset > end + gap or until - start > longest):
+    for copy in sorted(_cut(copies, window), key=attrgetter("offset")):
+        first = copy.offset // block * block
+        last = -(-(copy.offset + copy.size) // block) * block
+        if held and (first // window != start // window or first > end + gap):
             yield Span(start, end - start, tuple(held))
             held = []
         if not held:
-            start, until = copy.offset, copy.offset + copy.size
+            start = end = first
         held.append(copy)
-        end = until
+        end = max(end, last)
     if held:
         yield Span(start, end - start, tuple(held))
 
 
-def _cut(copies: Iterable[Copy], longest: int) -> Iterator[Copy]:
+def _cut(copies: Iterable[Copy], window: int) -> Iterator[Copy]:
     for copy in copies:
-        for skip in range(0, copy.size, longest):
-            yield Copy(
-                copy.target, copy.at + skip, copy.offset + skip, min(longest, copy.size - skip)
-            )
+        done = 0
+        while done < copy.size:
+            offset = copy.offset + done
+            size = min(copy.size - done, window - offset % window)
+            yield Copy(copy.target, copy.at + done, offset, size)
+            done += size

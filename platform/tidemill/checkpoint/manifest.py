@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from tidemill import storage
+from tidemill.checkpoint.blocks import trailer_size
 from tidemill.checkpoint.fragments import StoredPiece, StoredTensor
 from tidemill.checkpoint.sealed import Reader, require_json, seal, unseal
 from tidemill.errors import CorruptCheckpoint, StorageError
 from tidemill.spec.progress import Cursor
 from tidemill.storage import Location
 
-SCHEMA = 1
+SCHEMA = 2
+RNG = "keyed"
+"""Every random number of a run follows from its seed and the number of the sample."""
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 
@@ -40,9 +43,16 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file beside the manifest: its size in bytes and the sha256 (hex) of its content."""
+    """A file beside the manifest: tensors, then the digest of each block of them.
+
+    Attributes:
+        size: Bytes of the file.
+        data: Bytes of it that hold tensors.
+        sha256: Checksum (hex) of the rest, see `blocks`.
+    """
 
     size: int
+    data: int
     sha256: str
 
 
@@ -62,7 +72,10 @@ class Manifest:
         precision: Number format of forward and backward.
         attempt: The attempt that saved it.
         saved_at_s: Seconds since the epoch.
-        metrics: Figures for people, e.g. the loss; null where one was not finite.
+        rng: How random numbers are made; `RNG` in this version.
+        origin: What the run started from: empty, {"run", "step"} of another run's checkpoint, or
+            {"weights"}, where they were.
+        metrics: Figures for people, `loss` and `val_loss`; null where one was not finite.
         scalars: JSON values of the state: loss scale, optimizer step, ...
         tensors: What is stored, by logical name.
         files: The files that hold it, by name.
@@ -79,6 +92,8 @@ class Manifest:
     precision: str
     attempt: int
     saved_at_s: float
+    rng: str = RNG
+    origin: dict[str, Any]
     metrics: dict[str, float | None]
     scalars: dict[str, Any]
     tensors: dict[str, StoredTensor]
@@ -164,11 +179,13 @@ def encode(manifest: Manifest) -> bytes:
             "precision": manifest.precision,
             "attempt": manifest.attempt,
             "saved_at_s": manifest.saved_at_s,
+            "rng": manifest.rng,
+            "origin": manifest.origin,
             "metrics": manifest.metrics,
             "scalars": manifest.scalars,
             "tensors": encode_tensors(manifest.tensors),
             "files": {
-                name: {"size": file.size, "sha256": file.sha256}
+                name: {"size": file.size, "data": file.data, "sha256": file.sha256}
                 for name, file in manifest.files.items()
             },
         }
@@ -223,6 +240,8 @@ def decode(content: bytes, where: str) -> Manifest:
         precision=read.take(held, "precision", str),
         attempt=read.take(held, "attempt", int),
         saved_at_s=float(read.take(held, "saved_at_s", (int, float))),
+        rng=read.take(held, "rng", str),
+        origin=read.take(held, "origin", dict),
         metrics=read.take(held, "metrics", dict),
         scalars=read.take(held, "scalars", dict),
         tensors=read.each(held, "tensors", functools.partial(_tensor, read)),
@@ -249,4 +268,7 @@ def _piece(read: Reader, path: str, plain: Any) -> StoredPiece:
 
 
 def _file(read: Reader, path: str, plain: dict[str, Any]) -> StoredFile:
-    return StoredFile(read.take(plain, "size", int, path), read.take(plain, "sha256", str, path))
+    size, data = read.take(plain, "size", int, path), read.take(plain, "data", int, path)
+    if size != data + trailer_size(data):
+        raise CorruptCheckpoint(f"{read.where}: {path}: {size} bytes cannot hold {data} of tensors")
+    return StoredFile(size, data, read.take(plain, "sha256", str, path))

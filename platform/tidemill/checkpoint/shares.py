@@ -6,47 +6,54 @@ between two ranks can be seen at all.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidemill.checkpoint.fragments import StoredPiece, StoredTensor, find_flaw
 from tidemill.checkpoint.manifest import Manifest, StoredFile, encode_tensors
+from tidemill.checkpoint.snapshot import Image
 from tidemill.errors import CheckpointError
 from tidemill.spec.base import digest_of
-from tidemill.spec.progress import State
+from tidemill.spec.progress import Cursor, State
 from tidemill.storage import Location
 
 Share = dict[str, Any]
 
 
-def describe(
-    tensors: Mapping[str, StoredTensor], name: str, file: StoredFile, state: State
-) -> Share:
-    """Say what one rank wrote, and the scalars beside it.
+def describe(image: Image, name: str, cursor: Cursor, scalars: Mapping[str, Any]) -> Share:
+    """Say what one rank will write, and the moment and the scalars it belongs to.
 
     Args:
-        tensors: What its file holds.
+        image: The rank's file.
         name: Name of the file.
-        file: Size and checksum of the file.
-        state: Has the scalars.
+        cursor: Where the run goes on.
+        scalars: JSON values that must be the same on every rank.
     """
     return {
-        "tensors": encode_tensors(tensors),
-        "file": {"name": name, "size": file.size, "sha256": file.sha256},
-        "scalars": {key: digest_of(value) for key, value in state.scalars.items()},
+        "cursor": [cursor.step, cursor.samples],
+        "tensors": encode_tensors(image.layout.tensors),
+        "file": {
+            "name": name,
+            "size": len(image.memory),
+            "data": image.layout.data,
+            "sha256": hashlib.sha256(image.trailer).hexdigest(),
+        },
+        "scalars": {key: digest_of(value) for key, value in scalars.items()},
     }
 
 
-def require_one_moment(cursors: Sequence[list[int]]) -> None:
-    """Refuse to save on ranks that are not at the same [step, samples].
+def require_one_moment(shares: Sequence[Share]) -> None:
+    """Refuse to save what ranks hold at different [step, samples].
 
     Raises:
         CheckpointError: Names the rank.
     """
-    for rank, cursor in enumerate(cursors):
-        if cursor != cursors[0]:
+    first = shares[0]["cursor"]
+    for rank, share in enumerate(shares):
+        if share["cursor"] != first:
             raise CheckpointError(
-                f"rank {rank} is at [step, samples] {cursor} and rank 0 at {cursors[0]}"
+                f"rank {rank} is at [step, samples] {share['cursor']} and rank 0 at {first}"
             )
 
 
@@ -65,8 +72,8 @@ def require_equal_scalars(shares: Sequence[Share]) -> None:
 def join_files(shares: Sequence[Share]) -> dict[str, StoredFile]:
     """The files that the ranks wrote, by name."""
     return {
-        share["file"]["name"]: StoredFile(share["file"]["size"], share["file"]["sha256"])
-        for share in shares
+        held["name"]: StoredFile(held["size"], held["data"], held["sha256"])
+        for held in (share["file"] for share in shares)
     }
 
 

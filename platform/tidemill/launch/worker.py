@@ -16,6 +16,7 @@ import ray.train
 import ray.train.torch
 
 from tidemill.checkpoint.manifest import Header
+from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.store import Store
 from tidemill.data.corpus import Corpus, open_stream
 from tidemill.errors import TidemillError, TrainingError
@@ -95,9 +96,21 @@ def _train(
         strategy=spec.strategy.name,
         precision=spec.precision.kind.value,
     )
-    store = Store(run, header=header, world=world, keep_last=spec.checkpoint.keep_last)
+    policy = spec.checkpoint
+    store = Store(
+        run,
+        header=header,
+        world=world,
+        recorder=recorder,
+        keep=Keep(
+            last=policy.keep_last, best=policy.keep_best, every_steps=policy.keep_every_steps
+        ),
+        verify=policy.verify,
+        retry_for_s=policy.retry_for_s,
+    )
     store.sweep()
     cursor = _restore(engine, store, recorder)
+    store.prepare(engine.state())
     parts = Parts(
         engine=engine,
         stream=open_stream(
@@ -110,8 +123,12 @@ def _train(
         store=store,
         recorder=recorder,
         stop_requested=stop.requested if stop else lambda: False,
+        save_requested=lambda: False,
     )
-    train(spec, parts, world, cursor)
+    try:
+        train(spec, parts, world, cursor)
+    finally:
+        store.close()
 
 
 def _restore(engine: Engine, store: Store, recorder: Recorder) -> Cursor:
@@ -127,12 +144,13 @@ def _restore(engine: Engine, store: Store, recorder: Recorder) -> Cursor:
     engine.restore(wanted)
     recorder.record(
         EventKind.restored,
-        step=found.cursor.step,
-        samples=found.cursor.samples,
-        checkpoint=found.name,
-        saved_world=found.world,
+        step=found.manifest.cursor.step,
+        samples=found.manifest.cursor.samples,
+        checkpoint=found.manifest.name,
+        saved_world=found.manifest.world,
+        source=found.source.value,
     )
-    return found.cursor
+    return found.manifest.cursor
 
 
 def _world(run: Location) -> World:

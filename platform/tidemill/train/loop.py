@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tidemill.plan.batch import Slot, make_batch_plan
-from tidemill.spec.progress import Cursor, EventKind, Recorder, State, World
+from tidemill.spec.progress import Cursor, EventKind, Recorder, World
 from tidemill.spec.run import RunSpec
+from tidemill.train.cadence import Cadence, CheckpointStore
 from tidemill.train.engine import IGNORE, Batch, Engine
 from tidemill.train.optim import lr_at
 from tidemill.train.ranks import agree, sum_over_ranks
@@ -60,14 +61,6 @@ class Stream(Protocol):
         ...
 
 
-class CheckpointStore(Protocol):
-    """Commits state; collective."""
-
-    def save(self, state: State, cursor: Cursor, metrics: Mapping[str, Any]) -> Any:
-        """Commit `state` as of `cursor`; every rank calls it."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What one rank trains with.
@@ -80,6 +73,7 @@ class Parts:
         store: Where state is committed.
         recorder: Where events go; only rank 0's is read.
         stop_requested: Whether somebody asked this rank to save and stop.
+        save_requested: Whether somebody asked this rank for a checkpoint since the last call.
     """
 
     engine: Engine
@@ -89,6 +83,7 @@ class Parts:
     store: CheckpointStore
     recorder: Recorder
     stop_requested: Callable[[], bool]
+    save_requested: Callable[[], bool]
 
 
 def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
@@ -109,19 +104,21 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
     slots = make_batch_plan(spec.batch.global_size, spec.batch.micro_size, world.size).slots(
         world.rank
     )
-    saved_step, evaluated_step = cursor.step, -1
-    loss, began_s = math.nan, time.perf_counter()
+    cadence = Cadence(spec.checkpoint, parts.store, engine.state, parts.save_requested, cursor)
+    metrics, began_s = {"loss": math.nan}, time.perf_counter()
     while cursor.step < spec.steps:
         started_s = time.perf_counter()
         taken = [parts.stream.take(cursor.samples, slot) for slot in slots]
         valid = sum(int(np.count_nonzero(samples.targets != IGNORE)) for samples in taken)
-        valid, stopping = agree(world, valid, int(parts.stop_requested()))
+        flags = (parts.stop_requested(), cadence.asks(), cadence.saves())
+        valid, stopping, asked, busy = agree(world, valid, *map(int, flags))
         weight = 1.0 / max(valid, 1)
         total = torch.zeros((), dtype=torch.float64, device=world.device)
         for number, samples in enumerate(taken, start=1):
             batch = to_device(samples, world)
             total += engine.accumulate(batch, weight, last=number == len(taken))
         lr = lr_at(spec.optim, cursor.step)
+        parts.store.settle()
         outcome = engine.step(lr)
         loss = sum_over_ranks(world, total) * weight
         last = cursor.step + 1 == spec.steps
@@ -138,25 +135,20 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
                 samples=cursor.samples + spec.batch.global_size,
             )
         cursor = Cursor(step=cursor.step + 1, samples=cursor.samples + spec.batch.global_size)
-        if _due(cursor.step, spec.report.eval_every_steps):
-            evaluate(spec, parts, world, cursor)
-            evaluated_step = cursor.step
-        if _due(cursor.step, spec.checkpoint.every_steps):
-            save(parts, cursor, loss)
-            saved_step = cursor.step
+        metrics = {"loss": loss}
+        every = spec.report.eval_every_steps
+        if last or (every and cursor.step % every == 0):
+            metrics |= evaluate(spec, parts, world, cursor)
+        cadence.after(cursor, metrics, asked=asked > 0, busy=busy > 0)
         if stopping and cursor.step < spec.steps:
             record(EventKind.stop_requested, step=cursor.step)
             break
-    finished = cursor.step >= spec.steps
-    if finished and evaluated_step != cursor.step:
-        evaluate(spec, parts, world, cursor)
-    if saved_step != cursor.step:
-        save(parts, cursor, loss)
-    if finished:
+    cadence.finish(cursor, metrics)
+    if cursor.step >= spec.steps:
         record(
             EventKind.finished,
             step=cursor.step,
-            loss=loss,
+            loss=metrics["loss"],
             seconds=time.perf_counter() - began_s,
         )
     else:
@@ -164,24 +156,15 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
     return cursor
 
 
-def save(parts: Parts, cursor: Cursor, loss: float) -> None:
-    """Commit the state as of `cursor`, and say so."""
-    started_s = time.perf_counter()
-    manifest = parts.store.save(parts.engine.state(), cursor, {"loss": loss})
-    parts.recorder.record(
-        EventKind.checkpoint_saved,
-        step=cursor.step,
-        name=manifest.name,
-        bytes=manifest.size,
-        seconds=time.perf_counter() - started_s,
-    )
+def evaluate(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> dict[str, float]:
+    """Measure the loss on held-out samples, always the same ones, and record it.
 
-
-def evaluate(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> None:
-    """Measure the loss on held-out samples, always the same ones, and record it."""
+    Returns:
+        It, as `val_loss`, nats per target; empty if no samples are held out.
+    """
     count = min(parts.held_out.samples, spec.report.eval_samples or parts.held_out.samples)
     if count == 0:
-        return
+        return {}
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     targets = target_bytes = 0
     for first in range(0, count, spec.batch.global_size):
@@ -195,20 +178,18 @@ def evaluate(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> None:
             )
     targets, target_bytes = agree(world, targets, target_bytes)
     nats = sum_over_ranks(world, total)
+    loss = nats / max(targets, 1)
     parts.recorder.record(
         EventKind.evaluated,
         step=cursor.step,
-        loss=nats / max(targets, 1),
+        loss=loss,
         bits_per_byte=nats / math.log(2) / max(target_bytes, 1) if parts.byte_level else None,
         samples=count,
     )
+    return {"val_loss": loss}
 
 
 def to_device(samples: Samples, world: World) -> Batch:
     """Arrays to tensors on this rank's device."""
     tensors = (torch.from_numpy(array) for array in (samples.inputs, samples.targets, samples.keys))
     return Batch(*(tensor.to(world.device, non_blocking=True) for tensor in tensors))
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -24,6 +24,7 @@ from tests.kit.training import (
 )
 from tests.kit.world import run_world
 from tidemill.checkpoint.manifest import Header, committed, read_manifest
+from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.store import Store
 from tidemill.spec.progress import Cursor, EventKind, World
 from tidemill.spec.run import CheckpointSpec, RunSpec
@@ -50,7 +51,8 @@ def _leg(world: World, run: RunSpec, place: str, until: int) -> list[float]:
             precision=run.precision.kind.value,
         ),
         world=world,
-        keep_last=1,
+        recorder=Memory(),
+        keep=Keep(last=1),
     )
     fresh = not committed(locate(place))
     model: Any = build_model(
@@ -71,8 +73,9 @@ def _leg(world: World, run: RunSpec, place: str, until: int) -> list[float]:
         store=store,
         recorder=memory,
         stop_requested=lambda: False,
+        save_requested=lambda: False,
     )
-    train(replace(run, steps=until), parts, world, found.cursor if found else Cursor())
+    train(replace(run, steps=until), parts, world, found.manifest.cursor if found else Cursor())
     return [step["loss"] for step in memory.all(EventKind.step)]
 
 
