@@ -6,6 +6,7 @@ of valid targets), so gradients are sums too, and no engine ever averages averag
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,7 +75,10 @@ class Engine(Protocol):
         ...
 
     def state(self) -> State:
-        """The pieces this rank owns, as views of live memory; all ranks' tile the state."""
+        """The pieces this rank owns, as views of live memory; all ranks' tile the state.
+
+        Only `step` changes them, but for buffers, which a forward pass may change.
+        """
         ...
 
     def wanted(self) -> State:
@@ -162,3 +166,11 @@ def _fragment(tensor: Tensor, start: int, flat: Tensor) -> Fragment:
 def dtype_name(dtype: torch.dtype) -> str:
     """`float32` for `torch.float32`."""
     return str(dtype).removeprefix("torch.")
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that belong to the state: those that `state_dict` would keep."""
+    kept = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in kept:
+            yield name, buffer

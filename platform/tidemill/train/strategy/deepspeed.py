@@ -7,23 +7,16 @@ time, and a worker killed in mid-compilation leaves a lock that blocks every lat
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import logging
-import os
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from tidemill.errors import SpecError
 from tidemill.spec.progress import Fragment, Piece, State, World
 from tidemill.spec.run import DeepSpeedSpec, RunSpec
-from tidemill.spec.training import PrecisionKind, PrecisionSpec
-from tidemill.train.engine import Batch, LossModel, Outcome, owned_share, whole
+from tidemill.spec.training import PrecisionKind
+from tidemill.train.engine import Batch, LossModel, Outcome
 from tidemill.train.optim import (
     make_optimizer,
     moment_names,
@@ -31,13 +24,10 @@ from tidemill.train.optim import (
     set_taken_steps,
     taken_steps,
 )
-from tidemill.train.strategy.torch_engine import persistent_buffers
+from tidemill.train.strategy.deepspeed_setup import import_deepspeed, make_config
+from tidemill.train.strategy.untrained import Buffers, FrozenParameters, shard
 
-SMALLEST_BUCKET_ELEMENTS = 5_000_000
-LARGEST_BUCKET_ELEMENTS = 500_000_000
-BUCKET_MULTIPLE = 2
 PARAMETERS_SHARDED = 3
-NEVER = 10**9
 
 
 class DeepSpeedEngine:
@@ -51,20 +41,20 @@ class DeepSpeedEngine:
         self, spec: RunSpec, strategy: DeepSpeedSpec, model: nn.Module, world: World
     ) -> None:
         """See `build_engine`."""
-        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        if frozen:
-            raise SpecError(
-                "strategy",
-                f"DeepSpeed's flat partitions leave out frozen parameters such as {frozen[0]}",
-                "use strategy=ddp or strategy=fsdp2",
-            )
         self.spec, self.strategy, self.world = spec, strategy, world
         # ZeRO-3 can only average. In fp16 a sum would make each rank's share 1/world as large
         # before it is reduced, and small gradients would underflow.
         averages = strategy.stage == PARAMETERS_SHARDED or spec.precision.kind is PrecisionKind.fp16
         self.factor = world.size if averages else 1
-        deepspeed = _import_deepspeed(world)
+        deepspeed = import_deepspeed(world)
         loss_model = LossModel(model)
+        self.frozen = FrozenParameters(
+            model,
+            world,
+            cast=spec.precision.kind is not PrecisionKind.fp32,
+            sharded=strategy.stage == PARAMETERS_SHARDED,
+        )
+        self.buffers = Buffers(model, world)
         self.engine, *_ = deepspeed.initialize(
             model=loss_model,
             optimizer=make_optimizer(spec.optim, loss_model.named_parameters()),
@@ -106,24 +96,20 @@ class DeepSpeedEngine:
 
     def state(self) -> State:
         """See `Engine.state`."""
-        tensors = dict(self._partitions())
-        for name, buffer in self._buffers():
-            tensors[name] = owned_share(buffer, self.world)
         return State(
-            tensors,
+            dict(self._partitions()) | self.frozen.owned() | self.buffers.owned(),
             {"taken_steps": taken_steps(self.zero.optimizer), "loss_scale": self._loss_scale()},
         )
 
     def wanted(self) -> State:
         """See `Engine.wanted`."""
-        tensors = dict(self._partitions())
-        for name, buffer in self._buffers():
-            tensors[name] = whole(buffer)
-        return State(tensors)
+        return State(dict(self._partitions()) | self.frozen.needed() | self.buffers.needed())
 
     def restore(self, filled: State) -> None:
         """See `Engine.restore`: working weights are made from the masters just filled."""
         zero = self.zero
+        self.buffers.restore()
+        self.frozen.restore()
         if self.strategy.stage == PARAMETERS_SHARDED:
             for group in range(len(zero.fp16_groups)):
                 zero._reassign_or_swap_out_partitioned_parameters(group)  # noqa: SLF001
@@ -145,10 +131,6 @@ class DeepSpeedEngine:
         good = scaler.cur_iter - scaler.last_overflow_iter - 1 if scaler.dynamic else 0
         return {"value": float(scaler.cur_scale), "good_steps": good}
 
-    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
-        for name, buffer in persistent_buffers(self.engine.module.model):
-            yield f"buffer.{name}", buffer
-
     def _partitions(self) -> Iterator[tuple[str, Fragment]]:
         """This rank's range of every master and moment, as views of ZeRO's flat partitions.
 
@@ -159,7 +141,7 @@ class DeepSpeedEngine:
             self._cut_parameters if self.strategy.stage == PARAMETERS_SHARDED else self._cut_moments
         )
         for name, parameter in self.engine.module.model.named_parameters():
-            for key in (None, *moment_names(self.spec.optim)):
+            for key in (None, *moment_names(self.spec.optim)) if parameter.requires_grad else ():
                 yield f"{key or 'param'}.{name}", cut(parameter, key)
 
     def _cut_moments(self, parameter: nn.Parameter, key: str | None) -> Fragment:
@@ -177,106 +159,5 @@ class DeepSpeedEngine:
     def _cut_parameters(self, parameter: nn.Parameter, key: str | None) -> Fragment:
         """Stage 3: rank k holds elements [k * ceil(n / world), ...), the last one padded."""
         partition, _ = self.zero._get_fp32_opt_state_partition(parameter, True, key)  # noqa: FBT003, SLF001
-        flat = partition.detach().view(-1)
-        start = self.zero._get_param_partition_rank(parameter) * flat.numel()  # noqa: SLF001
-        held = max(0, min(flat.numel(), parameter.ds_numel - start))  # pyright: ignore[reportAttributeAccessIssue]
-        pieces = (Piece(start, flat.narrow(0, 0, held)),) if held else ()
-        return Fragment(tuple(parameter.ds_shape), "float32", pieces)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def make_config(
-    spec: RunSpec, strategy: DeepSpeedSpec, model: nn.Module, *, averages: bool
-) -> dict[str, Any]:
-    """DeepSpeed's configuration, plain JSON types only.
-
-    No `train_batch_size` and no accumulation: both belong to the BatchPlan. Buckets default to half
-    a billion elements, which is gigabytes per worker, so they are sized from the model.
-    """
-    sizes = [parameter.numel() for parameter in model.parameters()]
-    bucket = strategy.bucket_elements or min(
-        LARGEST_BUCKET_ELEMENTS,
-        max(*sizes, sum(sizes) // 10, min(sum(sizes), SMALLEST_BUCKET_ELEMENTS)),
-    )
-    bucket += bucket % BUCKET_MULTIPLE
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "gradient_allreduce_op": "mean" if averages else "sum",
-        "gradient_clipping": spec.optim.clip,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": NEVER,
-        "zero_optimization": {
-            "stage": strategy.stage,
-            "overlap_comm": strategy.overlap,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "stage3_prefetch_bucket_size": bucket,
-        },
-        **_precision(spec.precision),
-    }
-
-
-def _precision(spec: PrecisionSpec) -> dict[str, Any]:
-    match spec.kind:
-        case PrecisionKind.fp32:
-            return {}
-        case PrecisionKind.bf16:
-            return {"bf16": {"enabled": True}}
-        case PrecisionKind.fp16:
-            # Hysteresis 1 is the torch engines' rule: every overflow halves the scale.
-            return {
-                "fp16": {
-                    "enabled": True,
-                    "loss_scale": spec.loss_scale,
-                    "initial_scale_power": spec.initial_scale_power,
-                    "loss_scale_window": spec.scale_window,
-                    "hysteresis": 1,
-                    "min_loss_scale": 1,
-                }
-            }
-
-
-def _import_deepspeed(world: World) -> Any:
-    """Import DeepSpeed so that it neither probes, prints nor compiles anything."""
-    on_cpu = not world.device.startswith("cuda")
-    if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Without it DeepSpeed counts NUMA nodes by calling numactl.
-    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(world.size)))
-    deepspeed: Any = importlib.import_module("deepspeed")
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if on_cpu:
-        # DeepSpeed asks for vector instructions that make low precision fast on a CPU; torch
-        # computes the same numbers without them.
-        accelerator = deepspeed.get_accelerator()
-        accelerator.is_bf16_supported = accelerator.is_fp16_supported = lambda: True
-    # No compiled op is ever compatible: nothing is built at run time, nor a compiler called to find
-    # out what could be.
-    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
-    with _no_compiler():
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    deepspeed.init_distributed(
-        dist_backend=dist.get_backend(), dist_init_required=False, verbose=False
-    )
-    return deepspeed
-
-
-@contextlib.contextmanager
-def _no_compiler() -> Iterator[None]:
-    """Keep `@torch.compile` at import time from loading the compiler.
-
-    DeepSpeed imports an optimizer we do not use, only to compare types; its decorator would load
-    all of TorchInductor, 1.8 s of every worker's start.
-    """
-    before = os.environ.get("TORCHDYNAMO_DISABLE")
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCHDYNAMO_DISABLE"]
-        else:
-            os.environ["TORCHDYNAMO_DISABLE"] = before
+        rank = self.zero._get_param_partition_rank(parameter)  # noqa: SLF001
+        return shard(partition.detach().view(-1), tuple(parameter.ds_shape), rank)  # pyright: ignore[reportAttributeAccessIssue]

@@ -59,12 +59,12 @@ class Fsdp2Engine(TorchEngine):
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def owned(self, tensor: Tensor) -> Fragment:
-        """The shard this rank holds; plain tensors (buffers) are shared out."""
-        return _shard(tensor) if isinstance(tensor, DTensor) else super().owned(tensor)
+        """The shard this rank holds."""
+        return _shard(cast("DTensor", tensor))
 
     def needed(self, tensor: Tensor) -> Fragment:
-        """The shard this rank holds; plain tensors (buffers) whole."""
-        return _shard(tensor) if isinstance(tensor, DTensor) else super().needed(tensor)
+        """The shard this rank holds."""
+        return _shard(cast("DTensor", tensor))
 
 
 def _shard(tensor: DTensor) -> Fragment:

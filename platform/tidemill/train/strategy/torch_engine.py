@@ -7,7 +7,7 @@ backward.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from tidemill.spec.progress import Fragment, State, World
 from tidemill.spec.run import RunSpec
-from tidemill.train.engine import Batch, LossModel, Outcome, owned_share, whole
+from tidemill.train.engine import (
+    Batch,
+    LossModel,
+    Outcome,
+    owned_share,
+    persistent_buffers,
+    whole,
+)
 from tidemill.train.optim import (
     make_optimizer,
     moment_names,
@@ -90,11 +97,17 @@ class TorchEngine(abc.ABC):
     def state(self) -> State:
         """See `Engine.state`."""
         scalars = {"taken_steps": taken_steps(self.optimizer), "loss_scale": self.scale.state()}
-        return State(self._fragments(self.owned), scalars)
+        tensors = {name: self.owned(tensor) for name, tensor in self._trained_and_frozen()}
+        for name, buffer in self._buffers():
+            tensors[name] = owned_share(buffer, self.world)
+        return State(tensors, scalars)
 
     def wanted(self) -> State:
         """See `Engine.wanted`."""
-        return State(self._fragments(self.needed))
+        tensors = {name: self.needed(tensor) for name, tensor in self._trained_and_frozen()}
+        for name, buffer in self._buffers():
+            tensors[name] = whole(buffer)
+        return State(tensors)
 
     def restore(self, filled: State) -> None:
         """See `Engine.restore`; tensors were filled in place, scalars are left to do."""
@@ -103,29 +116,20 @@ class TorchEngine(abc.ABC):
             self.scale.restore(filled.scalars["loss_scale"])
 
     def owned(self, tensor: Tensor) -> Fragment:
-        """The part of a parameter, moment or buffer that this rank writes."""
+        """The part of a parameter or moment that this rank writes."""
         return owned_share(tensor, self.world)
 
     def needed(self, tensor: Tensor) -> Fragment:
-        """The part of a parameter, moment or buffer that this rank reads."""
+        """The part of a parameter or moment that this rank reads."""
         return whole(tensor)
 
-    def _fragments(self, cut: Callable[[Tensor], Fragment]) -> dict[str, Fragment]:
-        return {name: cut(tensor) for name, tensor in self._named_tensors()}
-
-    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def _trained_and_frozen(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.model.model.named_parameters():
             yield f"param.{name}", parameter.data
             if parameter.requires_grad:
                 for moment in moment_names(self.spec.optim):
                     yield f"{moment}.{name}", self.optimizer.state[parameter][moment]
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         for name, buffer in persistent_buffers(self.model.model):
             yield f"buffer.{name}", buffer
-
-
-def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Buffers that belong to the state: those that `state_dict` would keep."""
-    kept = model.state_dict().keys()
-    for name, buffer in model.named_buffers():
-        if name in kept:
-            yield name, buffer

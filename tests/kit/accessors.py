@@ -1,0 +1,128 @@
+"""What an engine holds, read whole and without Tidemill's own account of who holds what.
+
+DDP: the tensors themselves. FSDP2: `DTensor.full_tensor`. DeepSpeed: its own `safe_get_full_*`,
+linked anew first, because stages 1 and 2 link the moments of the first parameter group only. Of
+frozen parameters in low precision DeepSpeed knows no master; theirs are joined from the shares that
+Tidemill keeps. All functions are collective and give the same on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tidemill.spec.progress import Fragment
+from tidemill.train.engine import Engine
+from tidemill.train.strategy.deepspeed import DeepSpeedEngine
+from tidemill.train.strategy.torch_engine import TorchEngine
+
+
+def masters_and_moments(engine: Engine) -> dict[str, Tensor]:
+    """Every parameter and moment, whole, fp32, on the CPU: `param.NAME`, `exp_avg.NAME`, ..."""
+    if isinstance(engine, DeepSpeedEngine):
+        return dict(_of_zero(engine))
+    engine = cast("TorchEngine", engine)
+    found: dict[str, Tensor] = {}
+    for name, parameter in engine.model.model.named_parameters():
+        found[f"param.{name}"] = _whole(parameter)
+        for key, value in engine.optimizer.state.get(parameter, {}).items():
+            if key != "step":
+                found[f"{key}.{name}"] = _whole(value)
+    return found
+
+
+def buffers(engine: Engine) -> dict[str, Tensor]:
+    """Every persistent buffer: `buffer.NAME`."""
+    kept = model_of(engine).state_dict(keep_vars=True)
+    found = {
+        f"buffer.{name}": buffer.detach().cpu().clone()
+        for name, buffer in model_of(engine).named_buffers()
+        if name in kept
+    }
+    if isinstance(engine, DeepSpeedEngine):
+        originals = {name: f.pieces[0].data for name, f in engine.buffers.needed().items()}
+        for name, live in found.items():
+            original = originals[name].view(live.shape).cpu().clone()
+            assert torch.equal(original.to(live.dtype), live), name
+            found[name] = original
+    return found
+
+
+def scalars(engine: Engine) -> dict[str, float]:
+    """Adam's step count and the loss scale."""
+    if isinstance(engine, DeepSpeedEngine):
+        optimizer, value = engine.zero.optimizer, engine.zero.loss_scaler.cur_scale
+    else:
+        engine = cast("TorchEngine", engine)
+        optimizer, value = engine.optimizer, engine.scale.value
+    steps = {float(state["step"]) for state in optimizer.state.values() if "step" in state}
+    assert len(steps) <= 1, steps
+    return {"taken_steps": steps.pop() if steps else 0.0, "loss_scale": float(value)}
+
+
+def working_weights(engine: Engine) -> dict[str, Tensor]:
+    """Every parameter as forward sees it, by its name with `param.` before it."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in model_of(engine).named_parameters():
+        if hasattr(parameter, "ds_tensor"):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                found[f"param.{name}"] = parameter.detach().cpu().clone()
+        else:
+            found[f"param.{name}"] = _whole(parameter)
+    return found
+
+
+def model_of(engine: Engine) -> nn.Module:
+    """The model inside."""
+    if isinstance(engine, DeepSpeedEngine):
+        return engine.engine.module.model
+    return cast("TorchEngine", engine).model.model
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    held = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return held.detach().cpu().clone()
+
+
+def _of_zero(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
+    zero: Any = engine.zero
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+    working = working_weights(engine)
+    keys = {
+        key
+        for state in zero.optimizer.state.values()
+        for key, value in state.items()
+        if torch.is_tensor(value) and value.dim() > 0
+    }
+    for name, parameter in model_of(engine).named_parameters():
+        label = f"param.{name}"
+        if parameter.requires_grad:
+            master = cast("Tensor", safe_get_full_fp32_param(parameter))
+            for key in sorted(keys):
+                moment = cast("Tensor", safe_get_full_optimizer_state(parameter, key))
+                yield f"{key}.{name}", moment.detach().cpu().clone()
+        elif label in engine.frozen.masters:
+            master = _joined(engine.frozen.masters[label])
+        else:
+            master = working[label]
+        master = master.detach().cpu().clone()
+        assert torch.equal(working[label], master.to(working[label].dtype)), name
+        yield label, master
+
+
+def _joined(fragment: Fragment) -> Tensor:
+    """The sum over ranks of disjoint shares; zero elsewhere."""
+    flat = torch.zeros(fragment.numel)
+    for piece in fragment.pieces:
+        flat[piece.start : piece.start + piece.data.numel()] = piece.data
+    dist.all_reduce(flat)
+    return flat.view(fragment.shape)
