@@ -1,24 +1,39 @@
 """Take a model out of a checkpoint on one process: as tensors, or as safetensors for other tools.
 
 What is exported is the fp32 masters, proven by their checksums; no process group, strategy or
-model code is needed, and names stay as the model gave them.
+model code is needed, and names stay as the model gave them. Weights stream from file to file, so
+memory does not grow with the model; and `config.json` comes last, so an export that has one is
+whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import tempfile
-import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import safetensors.torch
 import torch
 
 from tidemill import storage
 from tidemill.checkpoint import content
-from tidemill.checkpoint.fragments import plan_copies
-from tidemill.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from tidemill.checkpoint.fragments import StoredTensor, Wanted, plan_copies
+from tidemill.checkpoint.manifest import MANIFEST, Manifest, StoredFile, read_manifest
+from tidemill.checkpoint.portable import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    Kind,
+    Shard,
+    belongs_to_export,
+    encode_header,
+    encode_index,
+    plan_shards,
+    require_kind,
+)
+from tidemill.checkpoint.ranges import read_ranges
 from tidemill.checkpoint.sealed import Reader
 from tidemill.errors import CheckpointError, StorageError
 from tidemill.spec.progress import Fragment, Piece, State
@@ -26,8 +41,11 @@ from tidemill.storage import Location
 
 PARAMETERS = "param."
 BUFFERS = "buffer."
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
+UNFINISHED = ".unfinished"
+"""Directory in which a local export is written, until all of it is there."""
+BATCH = 2**28
+"""Bytes of weights read at once; enough that blocks of a checkpoint are seldom read twice."""
+GIB = 2**30
 
 
 def read_tensors(checkpoint: Location, prefix: str) -> dict[str, torch.Tensor]:
@@ -47,25 +65,38 @@ def read_tensors(checkpoint: Location, prefix: str) -> dict[str, torch.Tensor]:
     return _read(checkpoint, read_manifest(checkpoint), prefix)
 
 
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What is to be exported: each tensor as it is to be written, and where it comes from."""
+
+    kinds: dict[str, Kind]
+    stored: dict[str, StoredTensor]
+    source: content.Source
+    files: dict[str, StoredFile]
+
+
 def export_safetensors(
     checkpoint: Location,
     to: Location,
     *,
     vocab: int,
     dtype: str = "float32",
+    shard_gib: float = 5.0,
     overwrite: bool = False,
 ) -> Location:
-    """Write `model.safetensors` and `config.json`.
+    """Write `model.safetensors`, or numbered shards of it and their index, and `config.json`.
 
     Args:
         checkpoint: Directory of a committed checkpoint.
         to: Directory to write into; made if need be.
         vocab: Number of distinct tokens, for `config.json`.
         dtype: Element type of floating-point parameters, e.g. `bfloat16`; buffers keep theirs.
-        overwrite: Replace what an earlier export wrote.
+        shard_gib: Most weights per file, unless a single tensor has more; 0 sets no limit.
+        overwrite: Replace what an earlier export wrote. On a local disk that stays until all of
+            the new one is written, on an object store it is removed first.
 
     Returns:
-        Where the weights are.
+        Where the weights are: the file, or the index.
 
     Raises:
         CheckpointError: The checkpoint is not whole, or `dtype` is not a floating-point type.
@@ -74,26 +105,25 @@ def export_safetensors(
     target = content.dtype_of(dtype)
     if not target.is_floating_point:
         raise CheckpointError(f"{dtype} cannot hold weights; use float32, bfloat16 or float16")
-    for name in (WEIGHTS, CONFIG):
-        if not overwrite and storage.exists(to / name):
-            raise StorageError(f"{to / name} exists; choose another directory, or overwrite it")
+    earlier = [
+        entry.location for entry in storage.children(to) if belongs_to_export(entry.location.name)
+    ]
+    if earlier and not overwrite:
+        raise StorageError(f"{earlier[0]} exists; choose another directory, or overwrite it")
     manifest = read_manifest(checkpoint)
     config = _config(checkpoint, manifest, vocab, dtype)
-    tensors = _read(checkpoint, manifest, BUFFERS)
-    for name, tensor in _read(checkpoint, manifest, PARAMETERS).items():
-        tensors[name] = tensor.to(target) if tensor.is_floating_point() else tensor
-    storage.remove(to / CONFIG)
-    _write(tensors, to / WEIGHTS)
+    model = _open(checkpoint, manifest, dtype)
+    shards = plan_shards(model.kinds, int(shard_gib * GIB))
+    (_write_local if to.is_local else _write_objects)(model, shards, to, earlier)
+    if len(shards) > 1:
+        storage.publish(to / INDEX, encode_index(shards, model.kinds))
     storage.publish(to / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
-    return to / WEIGHTS
+    return to / (INDEX if len(shards) > 1 else WEIGHTS)
 
 
 def _read(checkpoint: Location, manifest: Manifest, prefix: str) -> dict[str, torch.Tensor]:
     stored = {name: held for name, held in manifest.tensors.items() if name.startswith(prefix)}
-    used = {piece.file for held in stored.values() for piece in held.pieces}
-    files = {name: file for name, file in manifest.files.items() if name in used}
-    source = content.StoredSource(checkpoint)
-    content.check_sizes(source, files)
+    source, files = _files_of(checkpoint, manifest, stored.values())
     tensors = {
         name: torch.empty(held.shape, dtype=content.dtype_of(held.dtype))
         for name, held in stored.items()
@@ -110,6 +140,33 @@ def _read(checkpoint: Location, manifest: Manifest, prefix: str) -> dict[str, to
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
+def _files_of(
+    checkpoint: Location, manifest: Manifest, stored: Iterable[StoredTensor]
+) -> tuple[content.Source, dict[str, StoredFile]]:
+    """Where some tensors of a checkpoint are read, and the files that hold them, sizes checked."""
+    used = {piece.file for held in stored for piece in held.pieces}
+    files = {name: file for name, file in manifest.files.items() if name in used}
+    source = content.StoredSource(checkpoint)
+    content.check_sizes(source, files)
+    return source, files
+
+
+def _open(checkpoint: Location, manifest: Manifest, dtype: str) -> _Model:
+    """The weights of a checkpoint, floating-point parameters to be written as `dtype`."""
+    stored: dict[str, StoredTensor] = {}
+    kinds: dict[str, Kind] = {}
+    for name, held in manifest.tensors.items():
+        prefix = next((prefix for prefix in (PARAMETERS, BUFFERS) if name.startswith(prefix)), "")
+        if prefix:
+            is_cast = prefix == PARAMETERS and content.dtype_of(held.dtype).is_floating_point
+            kind = Kind(held.shape, dtype if is_cast else held.dtype)
+            require_kind(name, kind.dtype)
+            stored[name.removeprefix(prefix)] = held
+            kinds[name.removeprefix(prefix)] = kind
+    source, files = _files_of(checkpoint, manifest, stored.values())
+    return _Model(kinds, stored, source, files)
+
+
 def _config(checkpoint: Location, manifest: Manifest, vocab: int, dtype: str) -> dict[str, Any]:
     read = Reader(f"{checkpoint}/{MANIFEST}")
     batch = read.take(manifest.identity, "batch", dict, "identity")
@@ -124,30 +181,63 @@ def _config(checkpoint: Location, manifest: Manifest, vocab: int, dtype: str) ->
     }
 
 
-def _write(tensors: dict[str, torch.Tensor], to: Location) -> None:
-    """Write a safetensors file so that a reader sees all of it or none."""
-    if to.is_local:
-        storage.make_directory(to.parent)
-        hidden = to.parent / f".{to.name}.{uuid.uuid4().hex[:8]}"
-        try:
-            _save(tensors, hidden)
-            storage.sync(hidden)
-            with storage.explained(to, "write"):
-                Path(hidden.path).replace(to.path)
-            storage.sync(to.parent)
-        finally:
-            storage.remove(hidden)
-        return
-    with tempfile.TemporaryDirectory(prefix="tidemill-export-") as scratch:
-        local = storage.locate(scratch) / to.name
-        _save(tensors, local)
-        with storage.open_input(local) as source, storage.open_output(to) as file:
-            while part := source.read(content.WINDOW):
-                file.write(part)
-
-
-def _save(tensors: dict[str, torch.Tensor], to: Location) -> None:
+def _write_local(
+    model: _Model, shards: Sequence[Shard], to: Location, earlier: Sequence[Location]
+) -> None:
+    """Write all files out of sight, then put them in the place of an earlier export."""
+    hidden = to / UNFINISHED
+    storage.remove(hidden)
     try:
-        safetensors.torch.save_file(tensors, to.path, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:
-        raise StorageError(f"cannot write {to}: {' '.join(str(error).split())}") from error
+        for shard in shards:
+            with storage.open_output(hidden / shard.name) as file:
+                _write(model, shard, file)
+            storage.sync(hidden / shard.name)
+        _withdraw(earlier)
+        storage.sync(to)
+        for shard in shards:
+            with storage.explained(to, "write"):
+                Path((hidden / shard.name).path).replace((to / shard.name).path)
+    finally:
+        storage.remove(hidden)
+    storage.sync(to)
+
+
+def _write_objects(
+    model: _Model, shards: Sequence[Shard], to: Location, earlier: Sequence[Location]
+) -> None:
+    """Write where nothing can be moved: an earlier export goes first, a failed one goes again."""
+    _withdraw(earlier)
+    begun: list[Location] = []
+    try:
+        for shard in shards:
+            begun.append(to / shard.name)
+            with storage.open_output(to / shard.name) as file:
+                _write(model, shard, file)
+    except BaseException:
+        # An object is there as soon as it is closed, whatever closed it.
+        with contextlib.suppress(StorageError):
+            _withdraw(begun)
+        raise
+
+
+def _withdraw(export: Sequence[Location]) -> None:
+    """Remove an export, what makes it look whole first."""
+    ranks = {CONFIG: 0, INDEX: 1}
+    for place in sorted(export, key=lambda place: ranks.get(place.name, 2)):
+        storage.remove(place)
+
+
+def _write(model: _Model, shard: Shard, file: IO[bytes]) -> None:
+    """Stream one file, cast on the way."""
+    file.write(encode_header(shard, model.kinds))
+    wanted = [
+        Wanted(name, 0, held.numel, content.dtype_of(held.dtype).itemsize)
+        for name in shard.tensors
+        for held in [model.stored[name]]
+    ]
+    for _, want, elements in read_ranges(
+        wanted, model.stored, model.source, model.files, most=BATCH, verify=True
+    ):
+        dtype = content.dtype_of(model.kinds[want.name].dtype)
+        for part in elements.split(content.WINDOW // dtype.itemsize):
+            file.write(part.to(dtype).view(torch.uint8).numpy().data)

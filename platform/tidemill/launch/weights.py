@@ -1,4 +1,4 @@
-"""What the smaller doors do: find a run's newest whole checkpoint, and write text or weights.
+"""What the smaller doors do: find a whole checkpoint of a run, and write text or weights.
 
 No Ray, no process group: one process, the run's own spec, and the masters of its checkpoint.
 """
@@ -9,12 +9,12 @@ import codecs
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from tidemill.checkpoint.export import export_safetensors, read_tensors
-from tidemill.checkpoint.manifest import committed
+from tidemill.checkpoint.manifest import committed, parse_name
 from tidemill.data.corpus import Corpus
 from tidemill.errors import CheckpointError, CorruptCheckpoint, SpecError
 from tidemill.spec.base import differences, from_plain
@@ -99,13 +99,15 @@ def generate(asked: GenerateSpec) -> Iterator[str]:
 
 
 def export(asked: ExportSpec) -> Location:
-    """Write the newest whole checkpoint's weights; return where.
+    """Write the weights of the newest whole checkpoint, or of the one asked for; return where.
 
     Raises:
-        CheckpointError: There is no such run, or none of its checkpoints is whole.
+        CheckpointError: There is no such run or step, or no such checkpoint is whole.
         StorageError: The target has an export already, or cannot be written.
     """
     run = open_run(asked.run, asked.storage)
+    if asked.step:
+        run = replace(run, checkpoints=_of_step(run.checkpoints, asked.step))
     to = locate(asked.to)
     return _newest_whole(
         run,
@@ -114,9 +116,19 @@ def export(asked: ExportSpec) -> Location:
             to,
             vocab=run.corpus.vocab,
             dtype=asked.dtype.torch_name,
+            shard_gib=asked.shard_gib,
             overwrite=asked.overwrite,
         ),
     )
+
+
+def _of_step(checkpoints: Sequence[Location], step: int) -> list[Location]:
+    """Those of one step, of which there may be several: one of each attempt that got there."""
+    steps = [(parse_name(place.name) or (0, 0))[0] for place in checkpoints]
+    if step not in steps:
+        there = ", ".join(str(found) for found in sorted(set(steps)))
+        raise CheckpointError(f"step: there is no checkpoint of step {step}; there are {there}")
+    return [place for place, found in zip(checkpoints, steps, strict=True) if found == step]
 
 
 def _newest_whole(run: TrainedRun, read: Callable[[Location], T]) -> T:

@@ -61,24 +61,30 @@ class ExportFormat(StrEnum):
 
 @spec
 class ExportSpec(Spec):
-    """Consolidated weights of a run's newest checkpoint.
+    """Consolidated weights of a run's newest checkpoint, or of another.
 
     Attributes:
         run: Name of the run.
         to: Directory or URI to write to.
+        step: Step of the checkpoint; 0 takes the newest that is whole.
         dtype: Number format of the written weights.
+        shard_gib: Most weights per file, beyond which there are several and an index; a single
+            larger tensor has a file of its own. 0 writes one file, however large.
         storage: Directory or URI that holds the run.
         overwrite: Replace what is already at `to`.
     """
 
     run: str
     to: str
+    step: int = 0
     dtype: ExportFormat = ExportFormat.fp32
+    shard_gib: float = 5.0
     storage: str = "runs"
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         _require_run(self, self.run, self.storage)
+        self.require_at_least(0, "step", "shard_gib")
         self.require(bool(self.to), "to", "is empty", "name a directory or a URI")
 
 
