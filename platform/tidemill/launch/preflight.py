@@ -1,7 +1,8 @@
 """Preflight: everything about a run that can fail before a worker exists, without Ray or torch.
 
-It resolves paths in the driver, decides whether the run is new, goes on or is done already, and has
-the corpus ready. A refusal costs a second on a laptop and leaves nothing behind.
+It resolves paths in the driver, decides whether the run is new, goes on or is done already, looks
+at what a new one starts from, and has the corpus ready. A refusal costs a second on a laptop and
+leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from enum import StrEnum
 from tidemill.checkpoint.manifest import Manifest, committed, read_manifest
 from tidemill.data.corpus import Corpus, prepare_corpus
 from tidemill.errors import CheckpointError, CorruptCheckpoint, SpecError, StorageError
+from tidemill.launch.origin import (
+    describe_origin,
+    find_origin,
+    require_same_origin,
+    require_same_tokens,
+    resolve_origin,
+)
 from tidemill.report.events import next_attempt
 from tidemill.spec.base import differences
 from tidemill.spec.run import Resume, RunSpec
@@ -43,7 +51,8 @@ class Preflight:
         corpus: What it learns from.
         launch: Number of the first attempt that this launch may make.
         start: Whether it is new, goes on, or is done already.
-        step: Steps that the newest checkpoint has taken; 0 for a new run.
+        step: Steps that the checkpoint it starts from has taken: its newest, or for a new run that
+            of another run; 0 if there is none.
     """
 
     spec: RunSpec
@@ -58,7 +67,7 @@ class Preflight:
         """One line for people."""
         match self.start:
             case Start.fresh:
-                return f"starting {self.run}"
+                return f"starting {self.run}{describe_origin(self.spec)}"
             case Start.resume:
                 return f"resuming {self.run} at step {self.step}"
             case Start.finished:
@@ -77,7 +86,8 @@ def preflight(spec: RunSpec) -> Preflight:
         SpecError: A key does not fit where the run is started.
         DataError: The corpus is missing, empty or unreadable.
         StorageError: The storage cannot be reached or written.
-        CheckpointError: The run's checkpoints do not fit it, or there are none where there must be.
+        CheckpointError: The run's checkpoints do not fit it, or there are none where there must be;
+            or what a new run is to start from cannot be read, or is of another model.
     """
     if RAY_JOB_VARIABLE in os.environ and "://" not in spec.storage and spec.storage[0] not in "/~":
         raise SpecError(
@@ -87,6 +97,8 @@ def preflight(spec: RunSpec) -> Preflight:
         )
     if isinstance(spec.model, CustomModelSpec):
         _check_factory(spec.model)
+    spec = resolve_origin(spec)
+    fork = None
     with _naming_storage():
         storage = locate(spec.storage)
         spec = replace(spec, storage=storage.uri)
@@ -95,6 +107,9 @@ def preflight(spec: RunSpec) -> Preflight:
         _check_resume(spec, run, newest)
         if newest is not None:
             _check_identity(spec, run, newest)
+            require_same_origin(spec, run, newest)
+        else:
+            spec, fork = find_origin(spec, storage)
         check_writable(storage)
         launch = next_attempt(run)
     corpus = prepare_corpus(spec.data, storage, sequence=spec.batch.sequence)
@@ -103,7 +118,10 @@ def preflight(spec: RunSpec) -> Preflight:
             f"data: {run} was trained on another corpus (digest {newest.corpus_digest[:12]}, now "
             f"{corpus.digest[:12]}); give it the same files, or this run another name="
         )
-    step = newest.cursor.step if newest is not None else 0
+    if fork is not None:
+        require_same_tokens(spec, storage, corpus.vocab)
+    reached = newest or fork
+    step = reached.cursor.step if reached is not None else 0
     start = Start.fresh if newest is None else Start.resume
     return Preflight(
         spec=spec,

@@ -1,0 +1,185 @@
+"""What a fresh run starts from: nothing, another run's checkpoint, or weights from elsewhere.
+
+A run has one origin for life. Once it has a checkpoint of its own it goes on from that, so the same
+command resumes it; a command that names another origin is refused, because it would be ignored.
+Needs no torch: workers find out whether tensors fit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tidemill.checkpoint.manifest import Manifest, committed, parse_name, read_manifest
+from tidemill.checkpoint.portable import read_weights
+from tidemill.errors import CheckpointError, CorruptCheckpoint, SpecError, StorageError
+from tidemill.spec.base import differences
+from tidemill.spec.run import RunSpec
+from tidemill.storage import Location, locate, read_bytes
+
+INIT_FROM = "checkpoint.init_from"
+FROM_RUN = "checkpoint.from_run"
+FROM_STEP = "checkpoint.from_step"
+
+
+def resolve_origin(spec: RunSpec) -> RunSpec:
+    """Make the path to weights one that means the same in every process.
+
+    Raises:
+        SpecError: It is no place at all, or a run is to start from itself.
+    """
+    policy = spec.checkpoint
+    if policy.from_run == spec.name:
+        raise SpecError(
+            FROM_RUN,
+            f"{spec.name} cannot start from itself",
+            "give this run another name=, or remove it to go on",
+        )
+    if not policy.init_from:
+        return spec
+    try:
+        place = locate(policy.init_from)
+    except StorageError as error:
+        raise SpecError(INIT_FROM, str(error), "name a path or a URI") from error
+    return replace(spec, checkpoint=replace(policy, init_from=place.uri))
+
+
+def require_same_origin(spec: RunSpec, run: Location, newest: Manifest) -> None:
+    """Refuse to go on with a run that was started from something else than is asked for now.
+
+    Raises:
+        CheckpointError: Says what it was started from.
+    """
+    policy, origin = spec.checkpoint, newest.origin
+    if policy.from_run:
+        steps = (0, origin.get("step"))
+        same = origin.get("run") == policy.from_run and policy.from_step in steps
+    elif policy.init_from:
+        same = "weights" in origin and _place(origin["weights"]) == _place(policy.init_from)
+    else:
+        same = True
+    if not same:
+        key = FROM_RUN if policy.from_run else INIT_FROM
+        raise CheckpointError(
+            f"{key}: {run} goes on from its own checkpoints, and it was started {_told(origin)}; "
+            f"remove {key}, or give this run another name="
+        )
+
+
+def find_origin(spec: RunSpec, storage: Location) -> tuple[RunSpec, Manifest | None]:
+    """Look at what a fresh run is to start from.
+
+    Args:
+        spec: The run, resolved.
+        storage: Where runs are.
+
+    Returns:
+        The run, `checkpoint.from_step` set to the step that was found, so that every attempt
+        starts from the same one; and that checkpoint's manifest, if it is to start from one.
+
+    Raises:
+        CheckpointError: There is no such run, checkpoint or file, it cannot be read, or it is of
+            another model.
+        SpecError: The run would be done before it starts.
+    """
+    policy = spec.checkpoint
+    if policy.init_from:
+        read_weights(locate(policy.init_from))
+    if not policy.from_run:
+        return spec, None
+    found = _find_checkpoint(storage / policy.from_run, policy.from_step)
+    _require_same_model(spec, found)
+    step = found.cursor.step
+    if spec.steps <= step:
+        raise SpecError(
+            "steps",
+            f"{spec.steps} are none to take after the {step} of {policy.from_run}",
+            f"use more than {step}, or an earlier {FROM_STEP}",
+        )
+    return replace(spec, checkpoint=replace(policy, from_step=step)), found
+
+
+def require_same_tokens(spec: RunSpec, storage: Location, vocab: int) -> None:
+    """Refuse a run that was trained on another number of distinct tokens than this one.
+
+    Raises:
+        CheckpointError: Names both numbers.
+    """
+    name = spec.checkpoint.from_run
+    try:
+        learned = json.loads(read_bytes(storage / name / "corpus.json"))["vocab"]
+    except (StorageError, ValueError, KeyError, TypeError):
+        return  # nothing to compare with, and workers compare the tensors
+    if learned != vocab:
+        raise CheckpointError(
+            f"{FROM_RUN}: {name} knows {learned} distinct tokens, and data has {vocab}; use data "
+            "of the same tokens, or start from nothing"
+        )
+
+
+def describe_origin(spec: RunSpec) -> str:
+    """What a fresh run starts from, to be put behind its name; empty for nothing."""
+    policy = spec.checkpoint
+    if policy.from_run:
+        return f" from step {policy.from_step} of {policy.from_run}"
+    return f" from the weights in {locate(policy.init_from)}" if policy.init_from else ""
+
+
+def _find_checkpoint(source: Location, step: int) -> Manifest:
+    """The newest checkpoint of a run, or the one of a step, whose manifest can be read."""
+    places = committed(source)
+    if not places:
+        raise CheckpointError(
+            f"{FROM_RUN}: {source} has no checkpoint; name a run in the same storage that has one"
+        )
+    steps = {place: (parse_name(place.name) or (0, 0))[0] for place in places}
+    asked = [place for place in places if step in (0, steps[place])]
+    if not asked:
+        there = ", ".join(str(found) for found in sorted(set(steps.values())))
+        raise CheckpointError(
+            f"{FROM_STEP}: {source} has no checkpoint of step {step}; there are those of {there}"
+        )
+    problems: list[str] = []
+    for place in asked:
+        try:
+            return read_manifest(place)
+        except CorruptCheckpoint as error:
+            problems.append(str(error))
+    raise CheckpointError(
+        f"{FROM_STEP if step else FROM_RUN}: the checkpoint cannot be read ({problems[0]}); name "
+        "another step or run"
+    )
+
+
+def _require_same_model(spec: RunSpec, found: Manifest) -> None:
+    """Refuse what cannot fit; rate, data, batch, precision and seed are free to change."""
+    now = spec.identity()
+    differ = differences(found.identity.get("model"), now["model"], "model")
+    if differ:
+        told = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, old, new in differ)
+        raise CheckpointError(
+            f"{FROM_RUN}: {found.run} has another model ({told}); use its model, or start from "
+            "nothing"
+        )
+    if _moments(found.identity.get("optim") or {}) != _moments(now["optim"]):
+        raise CheckpointError(
+            f"{FROM_RUN}: {found.run} has moments of another optimizer; use its optim, or export "
+            f"its weights with jobs/export.py and start from them with {INIT_FROM}"
+        )
+
+
+def _moments(optim: Mapping[str, Any]) -> tuple[Any, bool]:
+    """What decides which moments an optimizer keeps."""
+    return optim.get("variant"), bool(optim.get("momentum"))
+
+
+def _place(uri: str) -> str:
+    return str(locate(uri))
+
+
+def _told(origin: Mapping[str, Any]) -> str:
+    if "run" in origin:
+        return f"from step {origin.get('step')} of {origin['run']}"
+    return f"from the weights in {_place(origin['weights'])}" if "weights" in origin else "anew"
