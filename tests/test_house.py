@@ -159,7 +159,7 @@ def test_every_conf_group_has_a_spec() -> None:
 
 # One line that breaks a law, the module it is written into, and what the report must say.
 BREACHES = (
-    ("storage", "import tidemill.spec", "tidemill.storage -> tidemill.spec"),
+    ("storage/rogue_a", "import tidemill.spec", "tidemill.storage.rogue_a -> tidemill.spec"),
     ("plan/rogue_a", "import tidemill.data", "tidemill.plan.rogue_a -> tidemill.data"),
     ("data/rogue_a", "import tidemill.report", "tidemill.data.rogue_a -> tidemill.report"),
     ("launch/rogue_a", "import torch", "tidemill.launch.rogue_a -> torch"),

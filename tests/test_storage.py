@@ -171,7 +171,7 @@ def test_check_writable_that_fails_leaves_nothing(
     def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StorageError, match=r"cannot write below .*/new/deep: no space is left"):
         storage.check_writable(locate(str(tmp_path)) / "new/deep")
     assert _everything(tmp_path) == []
