@@ -55,16 +55,32 @@ def buffers(engine: Engine) -> dict[str, Tensor]:
     return found
 
 
-def scalars(engine: Engine) -> dict[str, float]:
-    """Adam's step count and the loss scale."""
+def scalars(engine: Engine) -> dict[str, Tensor]:
+    """Adam's step count, the loss scale and the good steps it counts, as `scalar.NAME`."""
     if isinstance(engine, DeepSpeedEngine):
-        optimizer, value = engine.zero.optimizer, engine.zero.loss_scaler.cur_scale
+        optimizer, scaler = engine.zero.optimizer, engine.zero.loss_scaler
+        value = scaler.cur_scale
+        good = scaler.cur_iter - scaler.last_overflow_iter - 1 if scaler.dynamic else 0
     else:
         engine = cast("TorchEngine", engine)
-        optimizer, value = engine.optimizer, engine.scale.value
-    steps = {float(state["step"]) for state in optimizer.state.values() if "step" in state}
-    assert len(steps) <= 1, steps
-    return {"taken_steps": steps.pop() if steps else 0.0, "loss_scale": float(value)}
+        optimizer, value, good = engine.optimizer, engine.scale.value, engine.scale.good_steps
+    (steps,) = {float(state["step"]) for state in optimizer.state.values()}
+    return {
+        "scalar.taken_steps": torch.tensor(steps),
+        "scalar.loss_scale": torch.tensor(float(value)),
+        "scalar.good_steps": torch.tensor(good),
+    }
+
+
+def everything(engine: Engine) -> dict[str, Tensor]:
+    """All of a run's state that an engine holds."""
+    return masters_and_moments(engine) | buffers(engine) | scalars(engine)
+
+
+def end(engine: Engine) -> None:
+    """Take an engine down, so that the process may build another one."""
+    if isinstance(engine, DeepSpeedEngine):
+        engine.engine.destroy()
 
 
 def working_weights(engine: Engine) -> dict[str, Tensor]:

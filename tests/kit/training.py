@@ -162,6 +162,11 @@ def run_tiny(
     )
     if spoil is not None:
         spoil(engine, world)
+    return train_tiny(world, run, engine, Cursor()), engine
+
+
+def train_tiny(world: World, run: RunSpec, engine: Engine, cursor: Cursor) -> Memory:
+    """Go on with `run` from `cursor` to its end, saving nothing; give what was recorded."""
     memory = Memory()
     parts = Parts(
         engine=engine,
@@ -173,8 +178,8 @@ def run_tiny(
         stop_requested=lambda: False,
         save_requested=lambda: False,
     )
-    train(run, parts, world, Cursor())
-    return memory, engine
+    train(run, parts, world, cursor)
+    return memory
 
 
 def losses_of(world: World, run: RunSpec) -> list[float]:
