@@ -20,6 +20,7 @@ SAMPLES = 8
 TOKENS = 1000
 START_S = 1_800_000_000.0
 LN2 = math.log(2)
+NO_SPACE = "cannot write runs/a/checkpoints/step-{step:010}-a0001: no space is left on the disk"
 
 
 class History:
@@ -35,7 +36,7 @@ class History:
             Event(kind=kind, at_s=self.now_s, attempt=self.attempt, fields=fields),
         )
 
-    def start(self, world: int = 2, restored: int | None = None) -> None:
+    def start(self, world: int = 2, restored: int | None = None, source: str | None = None) -> None:
         self.attempt += 1
         self.now_s += 1
         self.add(
@@ -49,7 +50,8 @@ class History:
             corpus="c0ffee" * 10,
         )
         if restored is not None:
-            self.add(EventKind.restored, step=restored, samples=restored * SAMPLES)
+            known = {"source": source} if source else {}
+            self.add(EventKind.restored, step=restored, samples=restored * SAMPLES, **known)
 
     def steps(self, first: int, last: int, *, seconds: float = 0.5, loss: float = 2.0) -> None:
         """Take the steps numbered `first` to `last`."""
@@ -74,9 +76,27 @@ class History:
         bits = loss / LN2 if byte_level else None
         self.add(EventKind.evaluated, step=step, loss=loss, bits_per_byte=bits, samples=64)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, stall_s: float | None = None) -> None:
+        """Commit a checkpoint; without `stall_s`, as versions did that stopped training for it."""
         name = f"step-{step:010}-a{self.attempt:04}"
-        self.add(EventKind.checkpoint_saved, step=step, name=name, bytes=3 * 2**20, seconds=0.25)
+        cost = {"bytes": 3 * 2**20, "seconds": 0.25}
+        stall = {} if stall_s is None else {"stall_s": stall_s}
+        self.add(EventKind.checkpoint_saved, step=step, name=name, **cost, **stall)
+
+    def fail_save(
+        self, step: int, reason: str = NO_SPACE, *, tries: int = 1, retry_in_s: float | None = 0.5
+    ) -> None:
+        """Fail to save; for good without `retry_in_s`."""
+        self.add(
+            EventKind.checkpoint_failed,
+            step=step,
+            reason=reason.format(step=step),
+            tries=tries,
+            retry_in_s=retry_in_s,
+        )
+
+    def keep_near(self, step: int, nodes: int = 2) -> None:
+        self.add(EventKind.near_kept, step=step, nodes=nodes, bytes=3 * 2**20, seconds=0.05)
 
     def finish(self, step: int) -> None:
         self.add(EventKind.finished, step=step, loss=1.5, seconds=80.0)

@@ -169,6 +169,31 @@ def test_a_recorded_step_stands_for_those_since_the_one_before() -> None:
     assert report.last_step == 25
 
 
+def test_checkpoints_are_accounted_for_by_what_became_of_them() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 9)
+    history.save(10)
+    history.fail_save(10)
+    history.keep_near(10)
+    history.add(EventKind.near_refused, step=10, reason="full")
+    history.add(EventKind.checkpoint_refused, name="step-9", reason="torn")
+    history.start(restored=10, source="near")
+    history.start(restored=10)
+    report = report_of(history)
+    kinds = {
+        "saved": EventKind.checkpoint_saved,
+        "failed_saves": EventKind.checkpoint_failed,
+        "near": EventKind.near_kept,
+        "near_refused": EventKind.near_refused,
+        "refused": EventKind.checkpoint_refused,
+    }
+    for name, kind in kinds.items():
+        assert [event.kind for event in getattr(report, name)] == [kind]
+    assert [event.attempt for event in report.restored] == [2, 3]
+    assert [attempt.source for attempt in report.attempts] == ["", "near", "storage"]
+
+
 def test_no_events_no_account() -> None:
     assert make_run_report([]) is None
 

@@ -211,6 +211,110 @@ def test_a_log_tells_everything_that_is_no_step() -> None:
     ]
 
 
+def failing(lost: int) -> History:
+    """Saves step 100, then loses as many checkpoints, with three tries each."""
+    history = History()
+    history.start()
+    history.steps(0, 99)
+    history.save(100)
+    for step in range(200, 100 * lost + 101, 100):
+        history.steps(step - 100, step - 1)
+        for tries in (1, 2, 3):
+            history.fail_save(step, tries=tries, retry_in_s=None if tries == 3 else 1.0)
+    return history
+
+
+def test_a_log_shows_failing_checkpoints_at_every_step_and_tells_of_them_rarely() -> None:
+    history = failing(lost=8)
+    history.steps(900, 949)
+    history.save(950, stall_s=0.002)
+    history.steps(950, 999)
+    lines = plain(history.events, 1000)
+    told = [line for line in lines if "no space is left on the disk" in line]
+    assert [line.split(":")[0] for line in told] == [
+        "checkpoint of step 200 failed",
+        "NO CHECKPOINT of step 200",
+        "NO CHECKPOINT of step 300",
+        "NO CHECKPOINT of step 500",
+        "NO CHECKPOINT of step 900",
+    ]
+    assert told[-1].endswith("(8 checkpoints lost)")
+    (good,) = (
+        index for index, line in enumerate(lines) if line.startswith("saved step-0000000950")
+    )
+    assert lines[good].endswith("training stopped 2 ms), after 24 failed tries")
+    bad = lines.index(told[1])
+    assert {"  NO CHECKPOINT since step 100  " in line for line in lines[bad + 1 : good]} == {
+        True,
+        False,  # the lines of the failures themselves
+    }
+    steps = [line for line in lines[bad + 1 : good] if line.startswith("step")]
+    assert all("/1000  NO CHECKPOINT since step 100  loss" in line for line in steps)
+    assert not any("NO CHECKPOINT" in line for line in lines[good + 1 :])
+
+
+def test_a_terminal_shows_failing_checkpoints_until_one_is_good() -> None:
+    screen, console = terminal(80)
+    history = failing(lost=2)
+    with LiveView(1000, console=console) as view:
+        view.feed(history.events)
+        assert screen.shown[-1].startswith("step  300/1000 NO CHECKPOINT since step 100 ━")
+        assert len(screen.shown[-1]) <= 80
+        history.save(301)
+        view.feed(history.events[-1:])
+        assert screen.shown[-2].startswith(
+            "saved step-0000000301-a0001 (3.00 MiB in 0.2s), after 6 f"
+        )
+        assert screen.shown[-1].startswith("step  300/1000 ━")
+        history.save(302)
+        view.feed(history.events[-1:])
+        assert "0302" not in "".join(screen.shown)
+
+
+@pytest.mark.parametrize("width", [44, 60, 80, 100, 200])
+def test_failing_checkpoints_are_seen_on_any_terminal(width: int) -> None:
+    screen, console = terminal(width)
+    history = failing(lost=1)
+    history.steps(200, 299)
+    history.evaluate(300)
+    with LiveView(1000, console=console) as view:
+        view.feed(history.events)
+        assert len(screen.shown[-1]) <= width
+        assert ("NO CHECKPOINT since step 100" if width > 44 else "NO CHECK") in screen.shown[-1]
+
+
+def test_a_failing_checkpoint_is_red_and_a_good_one_after_it_green() -> None:
+    file = io.StringIO()
+    console = Console(
+        file=file, force_terminal=True, width=120, color_system="standard", _environ={}
+    )
+    history = failing(lost=1)
+    history.save(201)
+    with LiveView(1000, console=console) as view:
+        for event in history.events:
+            view.feed([event])
+    shown = file.getvalue()
+    assert "\x1b[1;31mNO CHECKPOINT of step 200: given up after 3 tries: " in shown
+    assert "\x1b[1;31mNO CHECKPOINT since step 100\x1b[0m" in shown
+    assert "\x1b[32msaved step-0000000201-a0001" in shown
+
+
+def test_near_copies_are_a_quiet_sign() -> None:
+    history = History()
+    history.start(world=4)
+    for first, nodes in ((0, 2), (10, 2), (20, 1)):
+        history.steps(first, first + 9, seconds=1)
+        history.keep_near(first + 10, nodes)
+    history.steps(30, 39, seconds=1)
+    history.start(world=4)
+    history.steps(40, 40)
+    lines = plain(history.events, 41)
+    assert not any(line.startswith("kept") for line in lines)
+    signs = [line.partition("workers  ")[2].partition("eta")[0].strip() for line in lines]
+    told = ["near 10", "near 10", "near 20", "near 20", "near 20"]
+    assert signs == ["", "", "", "", *told, *["near 30 on 1 node"] * 2, "", ""]
+
+
 def test_lines_of_a_log_are_never_wrapped() -> None:
     history = History()
     history.start()

@@ -35,6 +35,29 @@ def say(kind: EventKind, **fields: Any) -> str:
             "restored step 7 from step-7, saved by 1 worker",
         ),
         (
+            "restored",
+            {"step": 7, "checkpoint": "step-7", "saved_world": 1, "source": "storage"},
+            "restored step 7 from step-7, saved by 1 worker",
+        ),
+        (
+            "restored",
+            {"step": 7, "checkpoint": "step-7", "saved_world": 3, "source": "near"},
+            "restored step 7 from step-7 in near memory, saved by 3 workers",
+        ),
+        (
+            "restored",
+            {"step": 7, "checkpoint": "step-7", "run": "base", "source": "fork"},
+            "going on from step 7 of base (step-7)",
+        ),
+        ("restored", {"step": 7, "source": "fork"}, "going on from step 7 of another run"),
+        (
+            "restored",
+            {"step": 0, "checkpoint": "s3://models/base.safetensors", "source": "weights"},
+            "starting from the weights in s3://models/base.safetensors",
+        ),
+        ("restored", {"step": 0, "source": "weights"}, "starting from weights"),
+        ("restored", {"step": 7, "source": "tomorrow"}, "restored step 7"),
+        (
             "evaluated",
             {"step": 50, "loss": 1.5, "bits_per_byte": 2.16404},
             "step   50/1000  val 2.164 bits/byte",
@@ -49,7 +72,31 @@ def say(kind: EventKind, **fields: Any) -> str:
             {"step": 9, "name": "step-9", "bytes": 2**20, "seconds": 0.25},
             "saved step-9 (1.00 MiB in 0.2s)",
         ),
+        (
+            "checkpoint_saved",
+            {"step": 9, "name": "step-9", "bytes": 9846000, "seconds": 0.4, "stall_s": 0.002},
+            "saved step-9 (9.39 MiB in 0.4s, training stopped 2 ms)",
+        ),
         ("checkpoint_saved", {}, "saved ? (? in ?)"),
+        (
+            "checkpoint_failed",
+            {"step": 9, "reason": "no\nspace", "tries": 2, "retry_in_s": 4.0},
+            "checkpoint of step 9 failed: no space; next try in 4.0s",
+        ),
+        (
+            "checkpoint_failed",
+            {"step": 9, "reason": "no space", "tries": 7, "retry_in_s": None},
+            "NO CHECKPOINT of step 9: given up after 7 tries: no space",
+        ),
+        ("checkpoint_failed", {}, "NO CHECKPOINT of step ?: given up: ?"),
+        (
+            "near_kept",
+            {"step": 9, "nodes": 2, "bytes": 2**20, "seconds": 0.05},
+            "kept step 9 in the memory of 2 nodes (1.00 MiB in 50 ms)",
+        ),
+        ("near_kept", {}, "kept step ? in the memory of ? nodes (? in ?)"),
+        ("near_refused", {"step": 9, "reason": "full"}, "no near copy of step 9: full"),
+        ("near_refused", {}, "no near copy of step ?: ?"),
         (
             "checkpoint_refused",
             {"name": "step-9", "reason": "size\n  differs"},
@@ -77,7 +124,8 @@ def test_what_is_said(kind: str, fields: dict[str, Any], line: str) -> None:
 @pytest.mark.parametrize("kind", list(EventKind))
 def test_odd_fields_cost_no_exception(kind: EventKind, odd: Any) -> None:
     names = ("step", "loss", "bits_per_byte", "bytes", "seconds", "name", "reason", "rank", "error")
-    for name in (*SETUP, *names, "saved_world", "checkpoint"):
+    names += ("saved_world", "checkpoint", "source", "run", "stall_s", "nodes")
+    for name in (*SETUP, *names, "tries", "retry_in_s"):
         assert "\n" not in say(kind, **{name: odd})
 
 

@@ -12,6 +12,7 @@ from tidemill.report.quantities import (
     show_count,
     show_duration,
     show_loss,
+    show_moment,
 )
 
 
@@ -77,3 +78,29 @@ def test_losses_and_nouns() -> None:
         "2 workers",
         "1,200 workers",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 ms"),
+        (0.00034, "0.3 ms"),
+        (0.0021, "2 ms"),
+        (0.00949, "9 ms"),
+        (0.0095, "10 ms"),
+        (0.0401, "40 ms"),
+        (0.0994, "99 ms"),
+        (0.0996, "0.1s"),
+        (0.42, "0.4s"),
+        (80, "1m 20s"),
+        (-1, "0.0s"),
+        (math.nan, "?"),
+        (math.inf, "?"),
+    ],
+)
+def test_moments(seconds: float, text: str) -> None:
+    assert show_moment(seconds) == text
+
+
+def test_a_plural_of_its_own() -> None:
+    assert [count_noun(n, "try", "tries") for n in (1, 2)] == ["1 try", "2 tries"]

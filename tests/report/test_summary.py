@@ -75,15 +75,16 @@ def test_a_finished_run(run: Location) -> None:
         "| Held-out loss | **2.164 bits per byte**, 1.5000 nats per token, at step 20 |",
         "| Tokens | 20.0k at 2.00k per second |",
         "| Time | 11s in 2 attempts |",
-        "| Checkpoints | 2 saved, newest `step-0000000020-a0002` (3.00 MiB in 0.2s) |",
+        "- 2 saved, 6.00 MiB in all; newest `step-0000000020-a0002` (3.00 MiB in 0.2s)",
+        "- 1 attempt restored: 1 from storage",
         "- 1 step skipped because gradients were not finite: 8",
         "<details><summary>Configuration</summary>",
     ):
         assert line in text.splitlines()
     assert "- 2 steps (1.0s) lost to restarts" in text
     assert attempts(text) == [
-        ["1", "2027-01-15 08:00:01", "5.0s", "4", "0", "10", "2.00k", "killed or lost"],
-        ["2", "2027-01-15 08:00:07", "6.0s", "2", "8", "20", "2.00k", "finished"],
+        ["1", "2027-01-15 08:00:01", "5.0s", "4", "0", "", "10", "2.00k", "killed or lost"],
+        ["2", "2027-01-15 08:00:07", "6.0s", "2", "8", "storage", "20", "2.00k", "finished"],
     ]
     assert (Path(run.path) / "loss.svg").read_bytes().startswith(b"<?xml")
 
@@ -158,6 +159,29 @@ def test_a_spec_that_cannot_be_read_costs_the_configuration_only(
     text = summarise(run, history, spec=spec)
     assert "after step 3: killed" in text
     assert "python jobs/export.py run=run to=run-weights" in text
+
+
+def test_a_run_without_checkpoints_has_no_section_about_them(run: Location) -> None:
+    history = History()
+    history.start()
+    history.steps(0, 2)
+    assert "Checkpoints" not in summarise(run, history)
+
+
+def test_checkpoints_have_a_section_of_their_own(run: Location) -> None:
+    history = History()
+    history.start()
+    history.steps(0, 9)
+    history.save(10, stall_s=0.002)
+    history.keep_near(12)
+    history.start(restored=12, source="near")
+    history.steps(12, 14)
+    history.fail_save(15, retry_in_s=None)
+    text = summarise(run, history)
+    section = text.split("## Checkpoints\n\n")[1].split("\n\n")[0]
+    assert section.splitlines()[0] == "- **1 checkpoint lost**, of step 15"
+    assert len(section.splitlines()) == 6
+    assert attempts(text)[1][4:6] == ["12", "near"]
 
 
 def test_refused_checkpoints_are_told(run: Location) -> None:

@@ -44,6 +44,7 @@ class AttemptReport:
         ended_s: Time of its last event, seconds since the epoch.
         fields: The fields of its `attempt_started`; empty if there was none.
         from_step: Steps taken in the state it restored; 0 for a fresh start.
+        source: Where that came from: `storage`, `near`, `fork`, `weights`; empty for a fresh start.
         to_step: Steps taken in the last state it is known to have reached.
         ending: How it ended.
         error: The error of a failed one, in one line.
@@ -58,6 +59,7 @@ class AttemptReport:
     ended_s: float
     fields: dict[str, Any]
     from_step: int
+    source: str
     to_step: int
     ending: Ending
     error: str
@@ -78,6 +80,10 @@ class RunReport:
         steps: The one curve, see `joined_steps`.
         evaluations: The validations along that curve.
         saved: Every `checkpoint_saved`, also those that were removed or refused since.
+        failed_saves: Every `checkpoint_failed`, also those that a later try made good.
+        near: Every `near_kept`.
+        near_refused: Every `near_refused`.
+        restored: Every `restored`.
         refused: Every `checkpoint_refused`.
         last_step: Steps taken or skipped so far, taken-back ones left out.
         tokens: Tokens that the curve was trained on.
@@ -89,6 +95,10 @@ class RunReport:
     steps: tuple[Event, ...]
     evaluations: tuple[Event, ...]
     saved: tuple[Event, ...]
+    failed_saves: tuple[Event, ...]
+    near: tuple[Event, ...]
+    near_refused: tuple[Event, ...]
+    restored: tuple[Event, ...]
     refused: tuple[Event, ...]
     last_step: int
     tokens: int
@@ -157,6 +167,10 @@ def make_run_report(events: Iterable[Event]) -> RunReport | None:
         steps=tuple(steps),
         evaluations=tuple(_joined(ordered, EventKind.evaluated)),
         saved=tuple(_of_kind(ordered, EventKind.checkpoint_saved)),
+        failed_saves=tuple(_of_kind(ordered, EventKind.checkpoint_failed)),
+        near=tuple(_of_kind(ordered, EventKind.near_kept)),
+        near_refused=tuple(_of_kind(ordered, EventKind.near_refused)),
+        restored=tuple(_of_kind(ordered, EventKind.restored)),
         refused=tuple(_of_kind(ordered, EventKind.checkpoint_refused)),
         last_step=max(attempts[-1].to_step, steps_taken(steps[-1]) if steps else 0),
         tokens=round(_total(steps, "tokens", weights)),
@@ -188,6 +202,7 @@ def _attempt_report(events: Sequence[Event], kept: set[tuple[int, int]]) -> Atte
         ended_s=events[-1].at_s,
         fields=dict(started.fields) if started else {},
         from_step=from_step,
+        source=str(restored.fields.get("source", "storage")) if restored else "",
         to_step=max(reached, default=0),
         ending=ending,
         error=str(last.get("error", "")),

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from tidemill.report.alarm import Alarm
 from tidemill.report.ledger import steps_taken
-from tidemill.report.notices import number, say_event, say_held_out
+from tidemill.report.notices import number, say_held_out, say_nodes
 from tidemill.report.quantities import count_noun, show_count, show_duration, show_loss
 from tidemill.spec.progress import Event, EventKind
 
@@ -30,6 +31,8 @@ LINE_PER_ELAPSED = 0.05
 LINES_PER_RUN = 10
 
 _STYLES = {
+    EventKind.checkpoint_failed: "bold red",
+    EventKind.near_refused: "yellow",
     EventKind.checkpoint_refused: "yellow",
     EventKind.stop_requested: "yellow",
     EventKind.stopped: "yellow",
@@ -56,6 +59,7 @@ class LiveView:
 
     def __init__(self, total_steps: int, *, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
+        self._alarm = Alarm()
         self._status = _Status(total_steps)
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._bar = _Bar(self._console, total_steps) if terminal else None
@@ -76,9 +80,9 @@ class LiveView:
             if event.kind is not EventKind.step:
                 self._notice(event)
             elif self._bar is None and self._cadence.due(event):
-                self._say("  ".join(self._status.parts()))
+                self._say_status()
         if self._bar is not None:
-            self._bar.show(self._status, moved=bool(events))
+            self._bar.show(self._status, self._alarm.sign, moved=bool(events))
 
     def say(self, line: str) -> None:
         """Show one line that is not about an event, above the bar if there is one."""
@@ -89,7 +93,7 @@ class LiveView:
         if self._bar is not None:
             self._bar.stop()
             if not self._said_last_words:
-                self._say("  ".join(self._status.parts()))
+                self._say_status()
         self._said_last_words = True
 
     def __enter__(self) -> Self:
@@ -104,8 +108,14 @@ class LiveView:
         self.close()
 
     def _notice(self, event: Event) -> None:
-        if self._bar is None or event.kind not in _PLAIN_ONLY:
-            self._say(say_event(event, self._status.total), _STYLES.get(event.kind, ""))
+        recovered = self._alarm.raised and event.kind is EventKind.checkpoint_saved
+        line = self._alarm.hear(event, self._status.total)
+        if line and (self._bar is None or recovered or event.kind not in _PLAIN_ONLY):
+            self._say(line, "green" if recovered else _STYLES.get(event.kind, ""))
+
+    def _say_status(self) -> None:
+        head, *parts = self._status.parts()
+        self._say("  ".join(part for part in (head, self._alarm.sign, *parts) if part))
 
     def _say(self, line: str, style: str = "") -> None:
         """Print one line above the bar, as it is: no markup, no wrapping, no highlighting."""
@@ -120,7 +130,7 @@ class _Status:
         self.done = 0
         self._world = 0
         self._loss: float | None = None
-        self._held_out = ""
+        self._held_out = self._near = ""
         self._rate = _Ratio()
         self._pace = _Ratio()
         self._last: Event | None = None
@@ -132,10 +142,15 @@ class _Status:
                 world = fields.get("world")
                 self._world = world if isinstance(world, int) else 0
                 self._rate, self._pace, self._last = _Ratio(), _Ratio(), None
+                self._near = ""
             case EventKind.step:
                 self._take_step(event)
             case EventKind.evaluated:
                 self._held_out = say_held_out(fields)
+            case EventKind.near_kept:
+                self._near = f"near {event.fields.get('step', '?')}"
+                if event.fields.get("nodes") == 1:
+                    self._near += f" on {say_nodes(event.fields)}"
             case EventKind.restored:
                 self.done = steps_taken(event)
             case _:
@@ -157,7 +172,7 @@ class _Status:
         return f"step {self.done:>{len(str(self.total))}}/{self.total}"
 
     def parts(self) -> list[str]:
-        """Head, loss, held-out loss, rate, world, time to go: those that are known."""
+        """Head, loss, held-out loss, rate, world, near copy, time to go: those that are known."""
         return [self.head(), *(part for _, part in self.ranked())]
 
     def ranked(self) -> list[tuple[int, str]]:
@@ -168,6 +183,7 @@ class _Status:
             (3, self._held_out),
             (2, f"{show_count(self._rate.value)} tok/s" if self._rate.value > 0 else ""),
             (4, count_noun(self._world, "worker") if self._world else ""),
+            (5, self._near),
             (1, f"eta {show_duration(to_go * self._pace.value)}" if to_go and self._last else ""),
         ]
         return [(rank, part) for rank, part in parts if part]
@@ -210,18 +226,19 @@ class _Bar:
         self._drawn_s = -math.inf
         self._stale = False
 
-    def show(self, status: _Status, *, moved: bool) -> None:
+    def show(self, status: _Status, alarm: str, *, moved: bool) -> None:
         self._stale = self._stale or moved
         now_s = time.monotonic()
         if not self._stale or now_s - self._drawn_s < REDRAW_S:
             return
         self._progress.start()
         head = status.head()
+        room = self._console.width - len(head) - SHORTEST_BAR - 2
         self._progress.update(
             self._task,
-            description=head,
+            description=f"{head} [red]{alarm}[/red]" if alarm else head,
             completed=min(status.done, status.total),
-            rest=_fit(status.ranked(), self._console.width - len(head) - SHORTEST_BAR - 2),
+            rest=_fit(status.ranked(), room - len(alarm) - 1 if alarm else room),
         )
         self._progress.refresh()
         self._drawn_s, self._stale = now_s, False

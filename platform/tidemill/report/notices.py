@@ -16,6 +16,7 @@ from tidemill.report.quantities import (
     show_count,
     show_duration,
     show_loss,
+    show_moment,
 )
 from tidemill.spec.progress import Event, EventKind
 
@@ -33,7 +34,7 @@ def say_held_out(fields: Mapping[str, Any]) -> str:
     return f"val loss {show_loss(number(fields, 'loss'))}"
 
 
-def say_event(event: Event, total_steps: int) -> str:  # noqa: C901 - one arm per kind
+def say_event(event: Event, total_steps: int) -> str:  # noqa: C901, PLR0912 - one arm per kind
     """What happened, for every kind but `step`.
 
     Args:
@@ -47,16 +48,18 @@ def say_event(event: Event, total_steps: int) -> str:  # noqa: C901 - one arm pe
         case EventKind.attempt_started:
             line = f"attempt {event.attempt}: {say_setup(fields)}"
         case EventKind.restored:
-            line = f"restored step {step}"
-            if "checkpoint" in fields:
-                line += f" from {fields['checkpoint']}"
-            if isinstance(world := fields.get("saved_world"), int):
-                line += f", saved by {count_noun(world, 'worker')}"
+            line = say_restored(fields)
         case EventKind.evaluated:
             line = f"step {step!s:>{len(str(total_steps))}}/{total_steps}  {say_held_out(fields)}"
         case EventKind.checkpoint_saved:
-            size = show_bytes(number(fields, "bytes"))
-            line = f"saved {name} ({size} in {show_duration(number(fields, 'seconds'))})"
+            line = f"saved {name} ({say_cost(fields)})"
+        case EventKind.checkpoint_failed:
+            line = say_failed_save(fields)
+        case EventKind.near_kept:
+            nodes = say_nodes(fields)
+            line = f"kept step {step} in the memory of {nodes} ({say_cost(fields)})"
+        case EventKind.near_refused:
+            line = f"no near copy of step {step}: {one_line(fields.get('reason', '?'))}"
         case EventKind.checkpoint_refused:
             line = f"refused checkpoint {name}: {one_line(fields.get('reason', '?'))}"
         case EventKind.stop_requested:
@@ -72,6 +75,48 @@ def say_event(event: Event, total_steps: int) -> str:  # noqa: C901 - one arm pe
         case EventKind.step:
             line = f"step {step}"
     return line
+
+
+def say_restored(fields: Mapping[str, Any]) -> str:
+    """What an attempt goes on from: `restored step 8 from step-… in near memory, saved by 2 …`."""
+    step, held = fields.get("step", "?"), fields.get("checkpoint")
+    match fields.get("source"):
+        case "weights":
+            line = f"starting from the weights in {held}" if held else "starting from weights"
+        case "fork":
+            line = f"going on from step {step} of {fields.get('run', 'another run')}"
+            line += f" ({held})" if held else ""
+        case source:
+            line = f"restored step {step}"
+            line += f" from {held}" if held else ""
+            line += " in near memory" if source == "near" else ""
+    if isinstance(world := fields.get("saved_world"), int):
+        line += f", saved by {count_noun(world, 'worker')}"
+    return line
+
+
+def say_cost(fields: Mapping[str, Any]) -> str:
+    """What a checkpoint took: `9.39 MiB in 0.4s, training stopped 2 ms`."""
+    cost = f"{show_bytes(number(fields, 'bytes'))} in {show_moment(number(fields, 'seconds'))}"
+    if "stall_s" in fields:
+        cost += f", training stopped {show_moment(number(fields, 'stall_s'))}"
+    return cost
+
+
+def say_failed_save(fields: Mapping[str, Any]) -> str:
+    """Why a checkpoint was not saved, and whether that is final."""
+    step, tries = fields.get("step", "?"), fields.get("tries")
+    reason = one_line(fields.get("reason", "?"))
+    if math.isfinite(pause_s := number(fields, "retry_in_s")):
+        return f"checkpoint of step {step} failed: {reason}; next try in {show_duration(pause_s)}"
+    told = f" after {count_noun(tries, 'try', 'tries')}" if isinstance(tries, int) else ""
+    return f"NO CHECKPOINT of step {step}: given up{told}: {reason}"
+
+
+def say_nodes(fields: Mapping[str, Any]) -> str:
+    """How many nodes hold a near copy, at least: `2 nodes`."""
+    nodes = fields.get("nodes")
+    return count_noun(nodes, "node") if isinstance(nodes, int) else "? nodes"
 
 
 def say_setup(fields: Mapping[str, Any]) -> str:

@@ -39,14 +39,22 @@ def show_duration(seconds: float) -> str:
     return f"{whole // DAY_S}d {whole % DAY_S // HOUR_S:02}h"
 
 
+def show_moment(seconds: float) -> str:
+    """A span of time that may be very short: `0.3 ms`, `2 ms`, `40 ms`, then as a duration."""
+    thousandths = seconds * 1000
+    if not 0 <= thousandths < 99.5:  # noqa: PLR2004 - where a tenth of a second begins
+        return show_duration(seconds)
+    return f"{thousandths:.1g} ms" if thousandths < 9.5 else f"{thousandths:.0f} ms"  # noqa: PLR2004
+
+
 def show_loss(value: float) -> str:
     """A loss to four decimals, or to three digits where those would all be zero."""
     return f"{value:.3g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"  # noqa: PLR2004
 
 
-def count_noun(count: int, noun: str) -> str:
-    """`1 worker`, `4 workers`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def count_noun(count: int, noun: str, nouns: str = "") -> str:
+    """`1 worker`, `4 workers`; `nouns` is the plural where an s is not enough."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {nouns or f'{noun}s'}"
 
 
 def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:

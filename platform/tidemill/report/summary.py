@@ -10,20 +10,20 @@ import json
 import logging
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from tidemill.report.events import read_events
 from tidemill.report.ledger import AttemptReport, Ending, RunReport, make_run_report
-from tidemill.report.notices import number, one_line
+from tidemill.report.notices import number
 from tidemill.report.plots import draw_loss
-from tidemill.report.quantities import count_noun, show_bytes, show_count, show_duration, show_loss
+from tidemill.report.quantities import count_noun, show_count, show_duration, show_loss
+from tidemill.report.saves import name_steps, quote, tell_saves
 from tidemill.storage import Location, exists, publish, read_bytes
 
 SUMMARY = "summary.md"
 CURVE = "loss.svg"
-MOST_NAMED = 20
 PLAIN_VALUE = re.compile(r"[A-Za-z0-9_./:@%+-]+")
 
 Plain = Mapping[str, Any]
@@ -77,7 +77,8 @@ def _page(run: Location, spec: Plain, report: RunReport | None) -> Iterator[str]
         yield from (f"| {name} | {value} |" for name, value in _facts(report, spec))
         yield from ("", "## Attempts", "")
         yield from _attempts(report)
-        yield from _troubles(report)
+        yield from _listed("Checkpoints", tell_saves(report))
+        yield from _listed("Troubles", _troubles(report))
     yield from ("", "## What to do next", "", "```bash")
     yield from _commands(run, spec, report)
     yield "```"
@@ -97,7 +98,7 @@ def _outcome(report: RunReport, spec: Plain) -> str:
         case Ending.stopped:
             return f"**Stopped** on request {after}, with a checkpoint."
         case Ending.failed:
-            return f"**Failed** {after}: {_code(report.attempts[-1].error)}"
+            return f"**Failed** {after}: {quote(report.attempts[-1].error)}"
         case Ending.cut:
             return f"**No last word** {after}: killed, or still going on."
 
@@ -118,11 +119,6 @@ def _facts(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
         yield "Tokens", f"{show_count(report.tokens)} at {pace} per second"
     attempts = count_noun(len(report.attempts), "attempt")
     yield "Time", f"{show_duration(report.duration_s)} in {attempts}"
-    if report.saved:
-        last = report.saved[-1].fields
-        cost = f"{show_bytes(number(last, 'bytes'))} in {show_duration(number(last, 'seconds'))}"
-        newest = f"newest {_code(last.get('name', '?'))} ({cost})"
-        yield "Checkpoints", f"{len(report.saved):,} saved, {newest}"
 
 
 def _setup(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
@@ -185,15 +181,16 @@ def _caption(report: RunReport, spec: Plain) -> str:
 
 
 def _attempts(report: RunReport) -> Iterator[str]:
-    yield "| # | started (UTC) | lasted | workers | from step | to step | tokens/s | ended |"
-    yield "|---:|---|---:|---:|---:|---:|---:|---|"
+    heads = "# | started (UTC) | lasted | workers | from step | source | to step | tokens/s | ended"
+    yield f"| {heads} |"
+    yield "|---:|---|---:|---:|---:|---|---:|---:|---|"
     for attempt in report.attempts:
         started = datetime.fromtimestamp(attempt.started_s, UTC)
         yield (
             f"| {attempt.attempt} | {started:%Y-%m-%d %H:%M:%S} "
             f"| {show_duration(attempt.ended_s - attempt.started_s)} "
             f"| {attempt.fields.get('world', '?')} "
-            f"| {attempt.from_step:,} | {attempt.to_step:,} "
+            f"| {attempt.from_step:,} | {_cell(attempt.source)} | {attempt.to_step:,} "
             f"| {show_count(attempt.tokens_per_s) if attempt.tokens_per_s else ''} "
             f"| {_ended(attempt, newest=attempt is report.attempts[-1])} |"
         )
@@ -202,7 +199,7 @@ def _attempts(report: RunReport) -> Iterator[str]:
 def _ended(attempt: AttemptReport, *, newest: bool) -> str:
     match attempt.ending:
         case Ending.failed:
-            return f"failed: {_code(attempt.error)}"
+            return f"failed: {quote(attempt.error)}"
         case Ending.cut:
             return "no last word: killed, or still going on" if newest else "killed or lost"
         case ending:
@@ -210,27 +207,27 @@ def _ended(attempt: AttemptReport, *, newest: bool) -> str:
 
 
 def _troubles(report: RunReport) -> Iterator[str]:
-    told: list[str] = []
     if skipped := report.skipped_steps:
-        more = ", …" if len(skipped) > MOST_NAMED else ""
-        named = ", ".join(str(step) for step in skipped[:MOST_NAMED])
-        told.append(
+        yield (
             f"{count_noun(len(skipped), 'step')} skipped because gradients were not finite: "
-            f"{named}{more}"
+            f"{name_steps(skipped)}"
         )
     if report.redone_steps:
-        told.append(
+        yield (
             f"{count_noun(report.redone_steps, 'step')} ({show_duration(report.redone_s)}) lost to "
             "restarts: taken after the checkpoint that a later attempt went on from"
         )
-    told += [
-        f"checkpoint {_code(event.fields.get('name', '?'))} refused by attempt {event.attempt}: "
-        f"{_code(event.fields.get('reason', '?'))}"
-        for event in report.refused
-    ]
-    if told:
-        yield from ("", "## Troubles", "")
-        yield from (f"- {line}" for line in told)
+    for event in report.refused:
+        yield (
+            f"checkpoint {quote(event.fields.get('name', '?'))} refused by attempt "
+            f"{event.attempt}: {quote(event.fields.get('reason', '?'))}"
+        )
+
+
+def _listed(title: str, lines: Iterable[str]) -> Iterator[str]:
+    """A section of bullets; nothing if there are none."""
+    if told := [f"- {line}" for line in lines]:
+        yield from ("", f"## {title}", "", *told)
 
 
 def _commands(run: Location, spec: Plain, report: RunReport | None) -> Iterator[str]:
@@ -262,11 +259,6 @@ def _folded(title: str, language: str, text: str) -> Iterator[str]:
     fence = "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
     yield from ("", f"<details><summary>{title}</summary>", "", f"{fence}{language}", text, fence)
     yield from ("", "</details>")
-
-
-def _code(value: Any) -> str:
-    """Text that came from elsewhere, in one line, so that none of it acts as Markdown."""
-    return "`" + _cell(one_line(value).replace("`", "'")) + "`"
 
 
 def _cell(text: str) -> str:
