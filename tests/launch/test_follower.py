@@ -141,6 +141,22 @@ def test_a_stop_is_no_end(ready: Preflight, record: Callable[..., None]) -> None
     assert (following.step, following.finished) == (7, False)
 
 
+@pytest.mark.parametrize(
+    ("source", "step"), [(None, 9), ("storage", 9), ("near", 6), ("fork", 6), ("weights", 6)]
+)
+def test_only_what_is_in_storage_is_a_checkpoint(
+    source: str | None, step: int, ready: Preflight
+) -> None:
+    log = EventLog(ready.run, LAUNCH)
+    log.record(EventKind.restored, step=9, **({"source": source} if source else {}))
+    log.record(EventKind.checkpoint_failed, step=12, reason="no space", tries=1, retry_in_s=None)
+    log.record(EventKind.near_kept, step=12, nodes=2, bytes=9, seconds=0.1)
+    log.close()
+    following = Follower(ready)
+    following.feed(None)
+    assert following.step == step
+
+
 def test_it_crosses_to_the_next_attempts(
     ready: Preflight, record: Callable[..., None], view: View
 ) -> None:

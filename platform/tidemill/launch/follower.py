@@ -70,8 +70,14 @@ class Follower:
         log.close()
 
     def _remember(self, event: Event) -> None:
-        if event.kind in {EventKind.checkpoint_saved, EventKind.restored}:
-            self.step = event.fields["step"]
-        if event.kind is EventKind.step:
-            self.last_step = event.fields["step"]
-        self.finished = self.finished or event.kind is EventKind.finished
+        match event.kind:
+            case EventKind.checkpoint_saved:
+                self.step = event.fields["step"]
+            case EventKind.restored if event.fields.get("source", "storage") == "storage":
+                self.step = event.fields["step"]
+            case EventKind.step:
+                self.last_step = event.fields["step"]
+            case EventKind.finished:
+                self.finished = True
+            case _:
+                pass
