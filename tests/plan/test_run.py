@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from tests.spec.test_run import RUN
 from tidemill.errors import SpecError
 from tidemill.plan.run import count_parameters, describe, make_run_plan
-from tidemill.spec.run import CheckpointSpec, DeepSpeedSpec, MemorySpec, Recompute, ScaleSpec
+from tidemill.spec.run import (
+    CheckpointSpec,
+    DeepSpeedSpec,
+    MemorySpec,
+    Recompute,
+    ScaleSpec,
+    Verify,
+)
 from tidemill.spec.training import BatchSpec, CustomModelSpec, GptSpec, SyntheticSpec
 
 SIZES = st.builds(
@@ -88,3 +96,52 @@ def test_a_plan_says_what_is_unusual() -> None:
     assert lines[0] == "run a: 1 step, 1 GPU worker, ddp, fp32, recomputing blocks"
     assert lines[1] == "model: my_lab.models:make, vocabulary 257"
     assert lines[4] == "checkpoints: at the end, newest 1 kept in s3://bucket/runs/a"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "facts"),
+    [
+        (
+            {"every_steps": 500, "every_s": 600.0, "keep_best": 1, "keep_every_steps": 1000},
+            ["every 500 steps or 10 minutes", "newest 2 + best 1 + one per 1,000 steps kept in"],
+        ),
+        (
+            {"near_gib": 16.0, "near_every_steps": 20},
+            ["every 100 steps", "newest 2 kept in", "near copies every 20 steps in up to 16 GiB"],
+        ),
+        (
+            {"near_gib": 0.5, "every_steps": 1},
+            ["every 1 step", "newest 2 kept in", "near copies of each in up to 0.5 GiB"],
+        ),
+        (
+            {"every_steps": 0, "every_s": 7200.0, "verify": Verify.size},
+            ["every 2 hours", "newest 2 kept in", "verified by size alone"],
+        ),
+        ({"every_steps": 0, "every_s": 90.0}, ["every 90 seconds", "newest 2 kept in"]),
+        ({"every_steps": 0, "every_s": 1.0}, ["every 1 second", "newest 2 kept in"]),
+        ({"every_steps": 0, "keep_last": 1, "retry_for_s": 0.0}, ["", "newest 1 kept in"]),
+    ],
+)
+def test_a_plan_says_when_state_is_saved_and_what_stays(
+    chosen: dict[str, Any], facts: list[str]
+) -> None:
+    spec = replace(RUN, checkpoint=CheckpointSpec(**chosen))
+    told = describe(make_run_plan(spec, vocab=257, train_tokens=1_000_000))
+    due, kept, *more = facts
+    expected = [due, "at the end", f"{kept} runs/a"] if due else ["at the end", f"{kept} runs/a"]
+    expected += [f"{fact} a node" if fact.startswith("near") else fact for fact in more]
+    assert told[4:] == [f"checkpoints: {', '.join(expected)}"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "origin"),
+    [
+        ({"init_from": "s3://models/base"}, "weights in s3://models/base"),
+        ({"from_run": "base"}, "the newest checkpoint of run base"),
+        ({"from_run": "base", "from_step": 12_000}, "step 12,000 of run base"),
+    ],
+)
+def test_a_plan_says_what_a_fresh_run_starts_from(chosen: dict[str, Any], origin: str) -> None:
+    spec = replace(RUN, checkpoint=CheckpointSpec(**chosen))
+    told = describe(make_run_plan(spec, vocab=257, train_tokens=1_000_000))
+    assert told[5:] == [f"starts from: {origin}, unless it has checkpoints of its own"]

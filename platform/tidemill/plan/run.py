@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tidemill.errors import SpecError
 from tidemill.plan.batch import BatchPlan, make_batch_plan
-from tidemill.spec.run import Recompute, RunSpec
+from tidemill.spec.run import CheckpointSpec, Recompute, RunSpec, Verify
 from tidemill.spec.training import CustomModelSpec, GptSpec, ModelSpec, SyntheticSpec
 
 
@@ -95,7 +95,6 @@ def describe(plan: RunPlan) -> list[str]:
     spec, batch, scale = plan.spec, plan.spec.batch, plan.spec.scale
     worker = "GPU worker" if scale.gpus_per_worker else "CPU worker"
     largest = -(-batch.global_size // (plan.batch.world * plan.batch.accumulate))
-    every = spec.checkpoint.every_steps
     how = [_of(scale.workers, worker), spec.strategy.name, spec.precision.kind.value]
     if spec.memory.recompute is Recompute.blocks:
         how.append("recomputing blocks")
@@ -111,13 +110,47 @@ def describe(plan: RunPlan) -> list[str]:
             f"{_of(batch.global_size, 'sample')} x {batch.sequence:,} tokens a step",
             f"each worker takes {_of(plan.batch.accumulate, 'slot')} of up to {largest:,}",
         ],
-        "checkpoints": [
-            *([f"every {_of(every, 'step')}"] if every else []),
-            "at the end",
-            f"newest {spec.checkpoint.keep_last} kept in {spec.storage.rstrip('/')}/{spec.name}",
-        ],
+        "checkpoints": _saves(spec),
     }
+    if origin := _origin(spec.checkpoint):
+        said["starts from"] = [origin, "unless it has checkpoints of its own"]
     return [f"{subject}: {', '.join(facts)}" for subject, facts in said.items()]
+
+
+def _saves(spec: RunSpec) -> list[str]:
+    """When checkpoints are made and which of them stay, as far as it is chosen."""
+    chosen = spec.checkpoint
+    due = [_of(chosen.every_steps, "step")] if chosen.every_steps else []
+    due += [_span(chosen.every_s)] if chosen.every_s else []
+    kept = [f"newest {chosen.keep_last}"]
+    kept += [f"best {chosen.keep_best}"] if chosen.keep_best else []
+    kept += [f"one per {_of(chosen.keep_every_steps, 'step')}"] if chosen.keep_every_steps else []
+    facts = [f"every {' or '.join(due)}"] if due else []
+    facts += ["at the end", f"{' + '.join(kept)} kept in {spec.storage.rstrip('/')}/{spec.name}"]
+    if chosen.near_gib:
+        near = chosen.near_every_steps
+        when = f"every {_of(near, 'step')}" if near else "of each"
+        facts.append(f"near copies {when} in up to {chosen.near_gib:g} GiB a node")
+    if chosen.verify is Verify.size:
+        facts.append("verified by size alone")
+    return facts
+
+
+def _origin(chosen: CheckpointSpec) -> str:
+    if chosen.init_from:
+        return f"weights in {chosen.init_from}"
+    if not chosen.from_run:
+        return ""
+    which = f"step {chosen.from_step:,}" if chosen.from_step else "the newest checkpoint"
+    return f"{which} of run {chosen.from_run}"
+
+
+def _span(seconds: float) -> str:
+    """Seconds in the largest unit that holds them without a rest."""
+    for size, unit in ((3600, "hour"), (60, "minute")):
+        if seconds % size == 0:
+            return _of(int(seconds // size), unit)
+    return f"{seconds:g} second" if seconds == 1 else f"{seconds:g} seconds"
 
 
 def _sizes(plan: RunPlan) -> list[str]:
