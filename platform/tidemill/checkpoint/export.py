@@ -214,7 +214,7 @@ def _write_objects(
             with storage.open_output(to / shard.name) as file:
                 _write(model, shard, file)
     except BaseException:
-        # An object is there as soon as it is closed, whatever closed it.
+        # Shards that are complete are no use without the others.
         with contextlib.suppress(StorageError):
             _withdraw(begun)
         raise

@@ -267,7 +267,7 @@ def _tensor(
 ) -> tuple[str, int, int, StoredTensor]:
     """(name, first byte of the file, byte after the last, tensor) from an entry of a header."""
     plain: dict[str, Any] = entry if isinstance(entry, dict) else {}
-    code = plain.get("dtype")
+    code = str(plain.get("dtype"))
     shape, offsets = _sizes(plain.get("shape")), _sizes(plain.get("data_offsets"))
     if code not in DTYPES:
         _refuse(place, f"{name} is of type {code}, which is none of {', '.join(DTYPES)}")
