@@ -39,6 +39,7 @@ from tidemill.spec.progress import Cursor, EventKind, World
 from tidemill.spec.run import DeepSpeedSpec, RunSpec
 from tidemill.storage import Location, locate
 from tidemill.train.engine import LossModel, build_engine
+from tidemill.train.guard import Guard
 from tidemill.train.loop import Parts, train
 from tidemill.train.model import build_model
 from tidemill.train.optim import lr_at, make_optimizer
@@ -56,8 +57,10 @@ def ours(spec: RunSpec, place: Location) -> Generator[float]:
     )
     world, cursor, run = World(), Cursor(), place / spec.name
     log, watch = EventLog(run, 1), StopWatch(run, 1)
+    engine = build_engine(spec, model, world)
     parts = Parts(
-        engine=build_engine(spec, model, world),
+        engine=engine,
+        guard=Guard(spec.precision, engine),
         stream=open_stream(
             spec.data, corpus, seed=spec.seed, sequence=spec.batch.sequence, split="train"
         ),

@@ -38,6 +38,7 @@ from tidemill.spec.training import (
     SyntheticSpec,
 )
 from tidemill.train.engine import IGNORE, Engine, build_engine
+from tidemill.train.guard import Guard
 from tidemill.train.loop import Parts, train
 from tidemill.train.model import build_model
 from tidemill.train.optim import lr_at, make_optimizer
@@ -170,6 +171,7 @@ def train_tiny(world: World, run: RunSpec, engine: Engine, cursor: Cursor) -> Me
     memory = Memory()
     parts = Parts(
         engine=engine,
+        guard=Guard(run.precision, engine),
         stream=RaggedStream(),
         held_out=NoSamples(),
         byte_level=False,

@@ -15,7 +15,9 @@ from typing import Any
 import ray.train
 import ray.train.torch
 
+from tidemill.checkpoint.imports import fill_from_safetensors, tied_names
 from tidemill.checkpoint.manifest import Header
+from tidemill.checkpoint.restore import Fork, Origin
 from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.store import Store
 from tidemill.data.corpus import Corpus, open_stream
@@ -30,6 +32,7 @@ from tidemill.spec.progress import Cursor, EventKind, Recorder, World
 from tidemill.spec.run import RunSpec
 from tidemill.storage import Location, locate
 from tidemill.train.engine import Engine, build_engine
+from tidemill.train.guard import Guard
 from tidemill.train.loop import Parts, train
 from tidemill.train.model import build_model
 from tidemill.train.ranks import from_first_rank, use_threads
@@ -87,6 +90,7 @@ def _train(
         device=world.device,
         corpus=corpus.digest,
     )
+    tied = tied_names(model)
     engine = build_engine(spec, model, world)
     header = Header(
         run=spec.name,
@@ -109,10 +113,12 @@ def _train(
         retry_for_s=policy.retry_for_s,
     )
     store.sweep()
-    cursor = _restore(engine, store, recorder)
+    guard = Guard(spec.precision, engine)
+    cursor = _restore(spec, engine, tied, guard, store, recorder)
     store.prepare(engine.state())
     parts = Parts(
         engine=engine,
+        guard=guard,
         stream=open_stream(
             spec.data, corpus, seed=spec.seed, sequence=spec.batch.sequence, split="train"
         ),
@@ -123,7 +129,7 @@ def _train(
         store=store,
         recorder=recorder,
         stop_requested=stop.requested if stop else lambda: False,
-        save_requested=lambda: False,
+        save_requested=stop.save_requested if stop else lambda: False,
     )
     try:
         train(spec, parts, world, cursor)
@@ -131,26 +137,47 @@ def _train(
         store.close()
 
 
-def _restore(engine: Engine, store: Store, recorder: Recorder) -> Cursor:
-    """Load the newest checkpoint that is whole, if there is one."""
+def _restore(
+    spec: RunSpec,
+    engine: Engine,
+    tied: dict[str, str],
+    guard: Guard,
+    store: Store,
+    recorder: Recorder,
+) -> Cursor:
+    """Load the newest checkpoint that is whole, or what `checkpoint` names for a fresh run."""
 
     def refused(place: Location, reason: str) -> None:
         recorder.record(EventKind.checkpoint_refused, name=place.name, reason=reason)
 
-    wanted = engine.wanted()
-    found = store.load(wanted, refused)
+    policy, wanted = spec.checkpoint, engine.wanted()
+    fork = None
+    if policy.from_run:
+        fork = Fork(run=locate(spec.storage) / policy.from_run, step=policy.from_step)
+    found = store.load(wanted, refused, fork)
     if found is None:
+        if policy.init_from:
+            fill_from_safetensors(wanted, locate(policy.init_from), tied)
+            wanted.scalars["taken_steps"] = 0
+            engine.restore(wanted)
+            store.set_origin({"weights": policy.init_from})
+            recorder.record(
+                EventKind.restored, step=0, samples=0, source="weights", checkpoint=policy.init_from
+            )
         return Cursor()
     engine.restore(wanted)
+    saved = found.manifest
+    if found.source is not Origin.fork:
+        guard.restore(saved.scalars["guard"])
     recorder.record(
         EventKind.restored,
-        step=found.manifest.cursor.step,
-        samples=found.manifest.cursor.samples,
-        checkpoint=found.manifest.name,
-        saved_world=found.manifest.world,
+        step=saved.cursor.step,
+        samples=saved.cursor.samples,
+        checkpoint=saved.name,
+        saved_world=saved.world,
         source=found.source.value,
     )
-    return found.manifest.cursor
+    return saved.cursor
 
 
 def _world(run: Location) -> World:

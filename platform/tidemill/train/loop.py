@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from tidemill.plan.batch import Slot, make_batch_plan
-from tidemill.spec.progress import Cursor, EventKind, Recorder, World
+from tidemill.spec.progress import Cursor, EventKind, Recorder, State, World
 from tidemill.spec.run import RunSpec
 from tidemill.train.cadence import Cadence, CheckpointStore
 from tidemill.train.engine import IGNORE, Batch, Engine
+from tidemill.train.guard import Guard
 from tidemill.train.optim import lr_at
 from tidemill.train.ranks import agree, sum_over_ranks
 
@@ -67,6 +68,7 @@ class Parts:
 
     Attributes:
         engine: The model under its strategy.
+        guard: Watches for steps that are skipped.
         stream: Training samples.
         held_out: Validation samples; may have none.
         byte_level: Whether tokens below 256 are bytes, so that loss can be told in bits per byte.
@@ -77,6 +79,7 @@ class Parts:
     """
 
     engine: Engine
+    guard: Guard
     stream: Stream
     held_out: Stream
     byte_level: bool
@@ -99,12 +102,21 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
 
     Returns:
         Where the run is now.
+
+    Raises:
+        CheckpointError: What there was to save at the end cannot be saved.
+        TrainingError: Too many steps in a row were skipped.
     """
-    engine, record = parts.engine, parts.recorder.record
+    engine, guard, record = parts.engine, parts.guard, parts.recorder.record
     slots = make_batch_plan(spec.batch.global_size, spec.batch.micro_size, world.size).slots(
         world.rank
     )
-    cadence = Cadence(spec.checkpoint, parts.store, engine.state, parts.save_requested, cursor)
+
+    def look() -> State:
+        state = engine.state()
+        return State(state.tensors, state.scalars | {"guard": guard.state()})
+
+    cadence = Cadence(spec.checkpoint, parts.store, look, parts.save_requested, cursor)
     metrics, began_s = {"loss": math.nan}, time.perf_counter()
     while cursor.step < spec.steps:
         started_s = time.perf_counter()
@@ -134,6 +146,7 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
                 seconds=time.perf_counter() - started_s,
                 samples=cursor.samples + spec.batch.global_size,
             )
+        guard.note(outcome, cursor.step)
         cursor = Cursor(step=cursor.step + 1, samples=cursor.samples + spec.batch.global_size)
         metrics = {"loss": loss}
         every = spec.report.eval_every_steps

@@ -31,6 +31,7 @@ from tidemill.spec.run import CheckpointSpec, RunSpec
 from tidemill.spec.training import PrecisionKind, PrecisionSpec, SgdSpec
 from tidemill.storage import locate
 from tidemill.train.engine import build_engine
+from tidemill.train.guard import Guard
 from tidemill.train.loop import Parts, train
 from tidemill.train.model import build_model
 
@@ -67,6 +68,7 @@ def _leg(world: World, run: RunSpec, place: str, until: int) -> list[float]:
     memory = Memory()
     parts = Parts(
         engine=engine,
+        guard=Guard(run.precision, engine),
         stream=RaggedStream(),
         held_out=NoSamples(),
         byte_level=False,
