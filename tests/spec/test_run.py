@@ -16,11 +16,13 @@ from tidemill.spec.run import (
     DeepSpeedSpec,
     Fsdp2Spec,
     MemorySpec,
+    Offload,
     Recompute,
     ReportSpec,
     Resume,
     RunSpec,
     ScaleSpec,
+    StrategySpec,
 )
 from tidemill.spec.training import (
     AdamWSpec,
@@ -66,6 +68,7 @@ SAME: list[dict[str, Any]] = [
     {"precision": PrecisionSpec(max_skipped_steps=0)},
     {"batch": replace(RUN.batch, micro_size=8)},
     {"memory": MemorySpec(recompute=Recompute.blocks)},
+    {"strategy": Fsdp2Spec(), "memory": MemorySpec(offload=Offload.all)},
     {"checkpoint": CheckpointSpec(every_steps=1)},
     {"scale": ScaleSpec(workers=7, gpus_per_worker=1)},
     {"report": ReportSpec(live=False)},
@@ -190,6 +193,39 @@ def test_relations_are_checked(changes: dict[str, Any], key: str) -> None:
 )
 def test_relations_that_hold_are_allowed(changes: dict[str, Any]) -> None:
     replace(RUN, **changes)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "held", "remedy"),
+    [
+        (DdpSpec(), "none", "use strategy="),
+        (Fsdp2Spec(), "none all", "use memory.offload=all or strategy=deepspeed_z2"),
+        (DeepSpeedSpec(stage=1), "none optimizer", "memory.offload=optimizer or strategy=dee"),
+        (DeepSpeedSpec(stage=2), "none optimizer", "memory.offload=optimizer or strategy=dee"),
+        (DeepSpeedSpec(stage=3), "none optimizer all", ""),
+    ],
+)
+def test_strategies_offload_what_they_can(strategy: StrategySpec, held: str, remedy: str) -> None:
+    for offload in Offload:
+        changes = {"strategy": strategy, "memory": MemorySpec(offload=offload)}
+        if offload in held.split():
+            replace(RUN, **changes)
+            continue
+        with pytest.raises(SpecError, match=remedy) as caught:
+            replace(RUN, **changes)
+        assert caught.value.key == "memory.offload"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "offload"),
+    [(DdpSpec(), Offload.optimizer), (DdpSpec(), Offload.all)],
+)
+def test_the_remedy_of_a_refused_offload_is_one(strategy: DdpSpec, offload: Offload) -> None:
+    remedies = {"deepspeed_z2": DeepSpeedSpec(stage=2), "fsdp2": Fsdp2Spec()}
+    with pytest.raises(SpecError) as caught:
+        replace(RUN, strategy=strategy, memory=MemorySpec(offload=offload))
+    named = remedies[caught.value.remedy.partition("=")[2]]
+    replace(RUN, strategy=named, memory=MemorySpec(offload=offload))
 
 
 @pytest.mark.parametrize(

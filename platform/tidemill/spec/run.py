@@ -100,17 +100,28 @@ class Recompute(StrEnum):
     blocks = "blocks"
 
 
+class Offload(StrEnum):
+    """What stays in host memory, and visits the GPU only when it is needed there."""
+
+    none = "none"
+    optimizer = "optimizer"
+    all = "all"
+
+
 @spec
 class MemorySpec(Spec):
     """What is traded for memory.
 
     Attributes:
         recompute: `blocks` keeps only each block's input and recomputes the rest in backward.
+        offload: `optimizer` keeps masters and moments in host memory and updates them there
+            (DeepSpeed), `all` also the parameters (FSDP2 and ZeRO-3).
     """
 
     GROUP: ClassVar[str] = "memory"
 
     recompute: Recompute = Recompute.none
+    offload: Offload = Offload.none
 
 
 class Verify(StrEnum):
@@ -310,6 +321,8 @@ class RunSpec(Spec):
             "needs a GPU's streams and scale.gpus_per_worker is 0",
             "use strategy.overlap=false or scale.gpus_per_worker=1",
         )
+        refusal = _offload_refusal(self.memory.offload, self.strategy)
+        self.require(refusal is None, "memory.offload", *(refusal or ("", "")))
 
     def identity(self) -> Plain:
         """The plain form of all that changes the mathematics, and of nothing else.
@@ -325,3 +338,27 @@ class RunSpec(Spec):
     def digest(self) -> str:
         """sha256 of `identity()`."""
         return digest_of(self.identity())
+
+
+def _offload_refusal(offload: Offload, strategy: StrategySpec) -> tuple[str, str] | None:
+    """What `strategy` cannot do about `offload`, and the remedy; None if it can."""
+    match offload, strategy:
+        case Offload.none, _:
+            return None
+        case _, DdpSpec():
+            return (
+                f"{offload} and DDP keeps everything where it computes",
+                f"use strategy={'deepspeed_z2' if offload is Offload.optimizer else 'fsdp2'}",
+            )
+        case Offload.optimizer, Fsdp2Spec():
+            return (
+                "optimizer and FSDP2 keeps masters and moments beside the parameters",
+                "use memory.offload=all or strategy=deepspeed_z2",
+            )
+        case Offload.all, DeepSpeedSpec(stage=1 | 2 as stage):
+            return (
+                f"all and ZeRO-{stage} keeps whole parameters where it computes",
+                "use memory.offload=optimizer or strategy=deepspeed_z3",
+            )
+        case _:
+            return None

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tidemill.spec.progress import World
-from tidemill.spec.run import DeepSpeedSpec, RunSpec
+from tidemill.spec.run import DeepSpeedSpec, Offload, RunSpec
 from tidemill.spec.training import PrecisionKind, PrecisionSpec
 
 SMALLEST_BUCKET_ELEMENTS = 5_000_000
@@ -55,9 +55,22 @@ def make_config(
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_prefetch_bucket_size": bucket,
+            **_offload(spec),
         },
         **_precision(spec.precision),
     }
+
+
+def _offload(spec: RunSpec) -> dict[str, Any]:
+    # Page-locked memory is for copies to and from a GPU.
+    host = {"device": "cpu", "pin_memory": spec.scale.gpus_per_worker > 0}
+    match spec.memory.offload:
+        case Offload.none:
+            return {}
+        case Offload.optimizer:
+            return {"offload_optimizer": host}
+        case Offload.all:
+            return {"offload_optimizer": host, "offload_param": host}
 
 
 def _precision(spec: PrecisionSpec) -> dict[str, Any]:

@@ -6,21 +6,33 @@ torch picks a pre-multiplied sum, which gloo refuses.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.nn.utils import get_total_norm
 
 from tidemill.spec.progress import Fragment, Piece, World
-from tidemill.spec.run import Fsdp2Spec, RunSpec
+from tidemill.spec.run import Fsdp2Spec, Offload, RunSpec
 from tidemill.train.engine import LossModel, dtype_name
 from tidemill.train.model import blocks_of
 from tidemill.train.precision import DTYPES
 from tidemill.train.strategy.torch_engine import TorchEngine
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+CLIP_EPSILON = 1e-6
+"""What torch's own clipping adds to the norm."""
 
 
 class Fsdp2Engine(TorchEngine):
@@ -33,16 +45,24 @@ class Fsdp2Engine(TorchEngine):
         self.strategy = strategy
         super().__init__(spec, model, world)
 
+    def place(self, model: nn.Module) -> nn.Module:
+        """Leave it on the host if it stays there; `fully_shard` moves what computes."""
+        return model if self.spec.memory.offload is Offload.all else super().place(model)
+
     def wrap(self, model: LossModel) -> nn.Module:
         """Shard the blocks, then what is left."""
         mesh = init_device_mesh(torch.device(self.world.device).type, (dist.get_world_size(),))
         dtype = DTYPES[self.spec.precision.kind]
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        offload = OffloadPolicy()
+        if self.spec.memory.offload is Offload.all:
+            offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
         for unit in [*blocks_of(model.model), model]:
             sharded = fully_shard(
                 unit,
                 mesh=mesh,
                 mp_policy=policy,
+                offload_policy=offload,
                 reshard_after_forward=self.strategy.reshard_after_forward,
             )
             sharded.set_force_sum_reduction_for_comms(True)
@@ -54,9 +74,17 @@ class Fsdp2Engine(TorchEngine):
         self.wrapped.set_requires_gradient_sync(last)
         self.wrapped.set_is_last_backward(last)
 
-    def global_norm(self, norm: Tensor) -> Tensor:
-        """A collective: the norm is a DTensor of partial sums."""
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    def clip_gradients(self, parameters: list[nn.Parameter]) -> Tensor:
+        """A collective; each rank has the norm of its shards."""
+        gradients = [cast("DTensor", parameter.grad).to_local() for parameter in parameters]
+        # Shards may be on the host, where the backend of a GPU's process group has no collectives.
+        squares = get_total_norm(gradients).to(self.world.device).square()
+        dist.all_reduce(squares)
+        norm = squares.sqrt()
+        coefficient = (self.clip / (norm + CLIP_EPSILON)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(coefficient.to(gradient.device))
+        return norm
 
     def owned(self, tensor: Tensor) -> Fragment:
         """The shard this rank holds."""

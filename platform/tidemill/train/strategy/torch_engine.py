@@ -41,7 +41,7 @@ class TorchEngine(abc.ABC):
         self.spec, self.world = spec, world
         self.scale = make_loss_scale(spec.precision)
         self.clip = spec.optim.clip or float("inf")
-        self.model = LossModel(model.to(world.device))
+        self.model = LossModel(self.place(model))
         self.wrapped = self.wrap(self.model)
         self.optimizer = make_optimizer(spec.optim, self.model.named_parameters())
         trained = (p for group in self.optimizer.param_groups for p in group["params"])
@@ -54,6 +54,10 @@ class TorchEngine(abc.ABC):
     @abc.abstractmethod
     def mark(self, *, last: bool) -> None:
         """Prepare gradient communication for a slot."""
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Put the model where it computes."""
+        return model.to(self.world.device)
 
     def forward(self, batch: Batch) -> Tensor:
         """Loss sum of one slot."""
@@ -72,7 +76,7 @@ class TorchEngine(abc.ABC):
         if self.scale.value != 1.0:
             for parameter in parameters:
                 parameter.grad.mul_(1.0 / self.scale.value)  # pyright: ignore[reportOptionalMemberAccess]
-        norm = self.global_norm(clip_grad_norm_(parameters, self.clip))
+        norm = self.clip_gradients(parameters)
         applied = bool(torch.isfinite(norm))
         if applied:
             for group in self.optimizer.param_groups:
@@ -82,9 +86,9 @@ class TorchEngine(abc.ABC):
         self.optimizer.zero_grad(set_to_none=True)
         return Outcome(applied, float(norm))
 
-    def global_norm(self, norm: Tensor) -> Tensor:
-        """The norm over all ranks, from what `clip_grad_norm_` returned."""
-        return norm
+    def clip_gradients(self, parameters: list[nn.Parameter]) -> Tensor:
+        """Scale reduced gradients down to the limit; give their norm over all ranks before."""
+        return clip_grad_norm_(parameters, self.clip)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
