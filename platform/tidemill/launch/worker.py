@@ -176,6 +176,7 @@ def _restore(
         checkpoint=saved.name,
         saved_world=saved.world,
         source=found.source.value,
+        run=saved.run,
     )
     return saved.cursor
 

@@ -45,7 +45,6 @@ class Cadence:
         store: Where it goes.
         look: Gives this rank's state.
         requested: Whether somebody asked this rank for a checkpoint since the last call.
-        cursor: Where the attempt begins; the state as of it needs no saving.
     """
 
     def __init__(
@@ -54,13 +53,12 @@ class Cadence:
         store: CheckpointStore,
         look: Callable[[], State],
         requested: Callable[[], bool],
-        cursor: Cursor,
     ) -> None:
         self._spec = spec
         self._store = store
         self._look = look
         self._requested = requested
-        self._step = cursor.step
+        self._step = -1  # where an attempt begins may be in the memory of nodes alone
         self._saved_s = time.monotonic()
 
     def asks(self) -> bool:
