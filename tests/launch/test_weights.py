@@ -266,3 +266,39 @@ def test_an_export_is_replaced_only_if_asked(counter: RunSpec, tmp_path: Path) -
     leave_checkpoint(counter, 7, model=table_that_says(counting(2)))
     export(replace(door, overwrite=True))
     assert tree(tmp_path / "to") != before
+
+
+def test_a_step_is_exported_if_asked(counter: RunSpec, tmp_path: Path) -> None:
+    leave_checkpoint(counter, 7, model=table_that_says(counting(2)))
+    door = ExportSpec(run="mill", to=str(tmp_path / "to"), storage=counter.storage, step=5)
+    export(door)
+    (weights,) = load_file(tmp_path / "to" / "model.safetensors").values()
+    assert torch.equal(weights, table_that_says(counting(1)).get_parameter("logits.weight"))
+    assert json.loads((tmp_path / "to" / "config.json").read_text())["step"] == 5
+    with refused(CheckpointError, tmp_path, "step: ", "of step 6; there are those of 5, 7"):
+        export(replace(door, step=6, overwrite=True))
+
+
+def test_no_other_step_stands_in_for_the_one_asked_for(counter: RunSpec, tmp_path: Path) -> None:
+    flip_a_bit(leave_checkpoint(counter, 7, model=table_that_says(counting(2))))
+    door = ExportSpec(run="mill", to=str(tmp_path / "to"), storage=counter.storage, step=7)
+    with pytest.raises(CheckpointError, match="run: no checkpoint is whole"):
+        export(door)
+    leave_checkpoint(counter, 7, model=table_that_says(counting(3)), attempt=2)
+    export(door)
+    (weights,) = load_file(tmp_path / "to" / "model.safetensors").values()
+    assert torch.equal(weights, table_that_says(counting(3)).get_parameter("logits.weight"))
+
+
+def test_large_weights_are_exported_in_shards(tmp_path: Path) -> None:
+    spec = text_run(tmp_path, model=GptSpec(layers=2, heads=2, width=16))
+    leave_run(spec)
+    leave_checkpoint(spec, 5)
+    door = ExportSpec(run="mill", to=str(tmp_path / "to"), storage=spec.storage, shard_gib=2**-16)
+    assert export(door).path == f"{tmp_path}/to/model.safetensors.index.json"
+    files = sorted((tmp_path / "to").glob("*.safetensors"))
+    assert [path.name for path in files][:1] == [f"model-00001-of-{len(files):05d}.safetensors"]
+    model = build_model(spec.model, vocab=VOCAB, sequence=SEQUENCE, seed=spec.seed)
+    found = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())

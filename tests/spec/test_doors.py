@@ -32,7 +32,15 @@ def test_generating_needs_sense(bad: dict[str, Any], key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "key"), [({"run": ""}, "run"), ({"to": ""}, "to"), ({"storage": ""}, "storage")]
+    ("bad", "key"),
+    [
+        ({"run": ""}, "run"),
+        ({"to": ""}, "to"),
+        ({"storage": ""}, "storage"),
+        ({"step": -1}, "step"),
+        ({"shard_gib": -0.5}, "shard_gib"),
+        ({"shard_gib": float("inf")}, "shard_gib"),
+    ],
 )
 def test_exporting_needs_sense(bad: dict[str, Any], key: str) -> None:
     ExportSpec(run="a", to="b")

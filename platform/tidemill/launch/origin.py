@@ -8,7 +8,7 @@ Needs no torch: workers find out whether tensors fit.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +119,27 @@ def require_same_tokens(spec: RunSpec, storage: Location, vocab: int) -> None:
         )
 
 
+def of_step(checkpoints: Sequence[Location], step: int, key: str) -> list[Location]:
+    """Those of one step, of which there may be several: one of each attempt that got there.
+
+    Args:
+        checkpoints: Directories.
+        step: The step.
+        key: The key that asks for it.
+
+    Raises:
+        CheckpointError: There is none; lists the steps there are.
+    """
+    steps = [(parse_name(place.name) or (0, 0))[0] for place in checkpoints]
+    if step not in steps:
+        there = ", ".join(str(found) for found in sorted(set(steps)))
+        run = checkpoints[0].parent.parent
+        raise CheckpointError(
+            f"{key}: {run} has no checkpoint of step {step}; there are those of {there}"
+        )
+    return [place for place, found in zip(checkpoints, steps, strict=True) if found == step]
+
+
 def describe_origin(spec: RunSpec) -> str:
     """What a fresh run starts from, to be put behind its name; empty for nothing."""
     policy = spec.checkpoint
@@ -134,13 +155,7 @@ def _find_checkpoint(source: Location, step: int) -> Manifest:
         raise CheckpointError(
             f"{FROM_RUN}: {source} has no checkpoint; name a run in the same storage that has one"
         )
-    steps = {place: (parse_name(place.name) or (0, 0))[0] for place in places}
-    asked = [place for place in places if step in (0, steps[place])]
-    if not asked:
-        there = ", ".join(str(found) for found in sorted(set(steps.values())))
-        raise CheckpointError(
-            f"{FROM_STEP}: {source} has no checkpoint of step {step}; there are those of {there}"
-        )
+    asked = of_step(places, step, FROM_STEP) if step else places
     problems: list[str] = []
     for place in asked:
         try:

@@ -9,14 +9,15 @@ import codecs
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from tidemill.checkpoint.export import export_safetensors, read_tensors
-from tidemill.checkpoint.manifest import committed, parse_name
+from tidemill.checkpoint.manifest import committed
 from tidemill.data.corpus import Corpus
 from tidemill.errors import CheckpointError, CorruptCheckpoint, SpecError
+from tidemill.launch.origin import of_step
 from tidemill.spec.base import differences, from_plain
 from tidemill.spec.doors import ExportSpec, GenerateSpec
 from tidemill.spec.run import RunSpec
@@ -107,7 +108,7 @@ def export(asked: ExportSpec) -> Location:
     """
     run = open_run(asked.run, asked.storage)
     if asked.step:
-        run = replace(run, checkpoints=_of_step(run.checkpoints, asked.step))
+        run = replace(run, checkpoints=of_step(run.checkpoints, asked.step, "step"))
     to = locate(asked.to)
     return _newest_whole(
         run,
@@ -120,15 +121,6 @@ def export(asked: ExportSpec) -> Location:
             overwrite=asked.overwrite,
         ),
     )
-
-
-def _of_step(checkpoints: Sequence[Location], step: int) -> list[Location]:
-    """Those of one step, of which there may be several: one of each attempt that got there."""
-    steps = [(parse_name(place.name) or (0, 0))[0] for place in checkpoints]
-    if step not in steps:
-        there = ", ".join(str(found) for found in sorted(set(steps)))
-        raise CheckpointError(f"step: there is no checkpoint of step {step}; there are {there}")
-    return [place for place, found in zip(checkpoints, steps, strict=True) if found == step]
 
 
 def _newest_whole(run: TrainedRun, read: Callable[[Location], T]) -> T:
