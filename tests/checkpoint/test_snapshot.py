@@ -69,14 +69,15 @@ def test_memory_is_allocated_once_and_is_no_more_than_the_state() -> None:
     snapshot = Snapshot("file", "cpu")
     snapshot.reserve(whole(tensors))
     reserved = snapshot._memory.data_ptr()
+    images: list[Image] = []
     for _ in range(3):
         snapshot.begin(whole(tensors))
-        image = snapshot.take()
+        images.append(snapshot.take())
         assert snapshot._memory.data_ptr() == reserved
     state = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     padding = ALIGNMENT * len(tensors)
-    assert len(image.memory) <= state + padding + trailer_size(state + padding)
-    assert snapshot._memory.numel() == len(image.memory)
+    assert len(images[-1].memory) <= state + padding + trailer_size(state + padding)
+    assert snapshot._memory.numel() == len(images[-1].memory)
 
 
 def test_what_cannot_be_copied_does_not_stop_training_for_good() -> None:
