@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -85,6 +83,8 @@ def end(engine: Engine) -> None:
 
 def working_weights(engine: Engine) -> dict[str, Tensor]:
     """Every parameter as forward sees it, by its name with `param.` before it."""
+    import deepspeed
+
     found: dict[str, Tensor] = {}
     for name, parameter in model_of(engine).named_parameters():
         if hasattr(parameter, "ds_tensor"):
@@ -108,6 +108,8 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _of_zero(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
     zero: Any = engine.zero
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._hp_optimizer_states_linked = False
