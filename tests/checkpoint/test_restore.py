@@ -18,8 +18,8 @@ from tidemill.checkpoint.content import Source
 from tidemill.checkpoint.manifest import MANIFEST, committed, decode, encode, read_manifest
 from tidemill.checkpoint.restore import Fork, Origin, Restored
 from tidemill.errors import CheckpointError, StorageError, TrainingError
+from tidemill.spec.checkpoint import Verify
 from tidemill.spec.progress import Cursor, EventKind, State, World
-from tidemill.spec.run import Verify
 from tidemill.storage import locate
 
 if TYPE_CHECKING:

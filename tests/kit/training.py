@@ -16,9 +16,9 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
 from tidemill.plan.batch import Slot
+from tidemill.spec.checkpoint import CheckpointSpec
 from tidemill.spec.progress import Cursor, EventKind, State, World
 from tidemill.spec.run import (
-    CheckpointSpec,
     DdpSpec,
     DeepSpeedSpec,
     Fsdp2Spec,

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 from tests.spec.test_run import RUN
 from tidemill.errors import SpecError
 from tidemill.plan.run import count_parameters, describe, make_run_plan
+from tidemill.spec.checkpoint import CheckpointSpec, Verify
 from tidemill.spec.run import (
-    CheckpointSpec,
     DeepSpeedSpec,
     MemorySpec,
     Recompute,
     ScaleSpec,
-    Verify,
 )
 from tidemill.spec.training import BatchSpec, CustomModelSpec, GptSpec, SyntheticSpec
 

@@ -10,8 +10,8 @@ import pytest
 
 from tidemill.errors import SpecError
 from tidemill.spec.base import differences, from_plain, to_plain
+from tidemill.spec.checkpoint import CheckpointSpec
 from tidemill.spec.run import (
-    CheckpointSpec,
     DdpSpec,
     DeepSpeedSpec,
     Fsdp2Spec,
@@ -236,8 +236,6 @@ def test_the_remedy_of_a_refused_offload_is_one(strategy: DdpSpec, offload: Offl
         (DeepSpeedSpec, {"stage": 4}, "strategy.stage"),
         (DeepSpeedSpec, {"stage": 2, "bucket_elements": -1}, "strategy.bucket_elements"),
         (DeepSpeedSpec, {"stage": 1, "overlap": True}, "strategy.overlap"),
-        (CheckpointSpec, {"every_steps": -1}, "checkpoint.every_steps"),
-        (CheckpointSpec, {"keep_last": 0}, "checkpoint.keep_last"),
         (ScaleSpec, {"workers": 0}, "scale.workers"),
         (ScaleSpec, {"gpus_per_worker": 2}, "scale.gpus_per_worker"),
         (ScaleSpec, {"max_failures": -2}, "scale.max_failures"),

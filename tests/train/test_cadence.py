@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tidemill.spec.checkpoint import CheckpointSpec
 from tidemill.spec.progress import Cursor, State
-from tidemill.spec.run import CheckpointSpec
 from tidemill.train.cadence import Cadence
 
 

@@ -22,8 +22,8 @@ from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.shelf import Shelf
 from tidemill.checkpoint.snapshot import Snapshot
 from tidemill.errors import CheckpointError
+from tidemill.spec.checkpoint import Verify
 from tidemill.spec.progress import Cursor, Recorder, State, World
-from tidemill.spec.run import Verify
 from tidemill.storage import Location
 
 CLOSE_WAIT_S = 2.0

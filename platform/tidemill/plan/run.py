@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from tidemill.errors import SpecError
 from tidemill.plan.batch import BatchPlan, make_batch_plan
-from tidemill.spec.run import CheckpointSpec, Recompute, RunSpec, Verify
+from tidemill.spec.checkpoint import CheckpointSpec, Verify
+from tidemill.spec.run import Recompute, RunSpec
 from tidemill.spec.training import CustomModelSpec, GptSpec, ModelSpec, SyntheticSpec
 
 

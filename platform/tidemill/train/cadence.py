@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from tidemill.spec.checkpoint import CheckpointSpec
 from tidemill.spec.progress import Cursor, State
-from tidemill.spec.run import CheckpointSpec
 
 
 class CheckpointStore(Protocol):

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.kit import accessors
+from tests.kit.checkpoints import open_store
 from tests.kit.training import (
     SEQUENCE,
     STRATEGIES,
@@ -20,14 +22,14 @@ from tests.kit.training import (
     RaggedStream,
     in_precision,
     losses_of,
+    run_tiny,
     tiny_run,
 )
 from tests.kit.world import run_world
-from tidemill.checkpoint.manifest import Header, committed, read_manifest
-from tidemill.checkpoint.retention import Keep
-from tidemill.checkpoint.store import Store
+from tidemill.checkpoint.manifest import committed, read_manifest
+from tidemill.spec.checkpoint import CheckpointSpec
 from tidemill.spec.progress import Cursor, EventKind, World
-from tidemill.spec.run import CheckpointSpec, RunSpec
+from tidemill.spec.run import RunSpec
 from tidemill.spec.training import PrecisionKind, PrecisionSpec, SgdSpec
 from tidemill.storage import locate
 from tidemill.train.engine import build_engine
@@ -41,20 +43,7 @@ OTHER_SEED = 99
 
 def _leg(world: World, run: RunSpec, place: str, until: int) -> list[float]:
     """Train `run` until step `until`, from its newest checkpoint if it has one; give the losses."""
-    store = Store(
-        locate(place),
-        header=Header(
-            run=run.name,
-            digest=run.digest(),
-            identity=run.identity(),
-            corpus_digest="",
-            strategy=run.strategy.name,
-            precision=run.precision.kind.value,
-        ),
-        world=world,
-        recorder=Memory(),
-        keep=Keep(last=1),
-    )
+    store = open_store(world, run, place)
     fresh = not committed(locate(place))
     model: Any = build_model(
         run.model, vocab=VOCAB, sequence=SEQUENCE, seed=run.seed if fresh else OTHER_SEED
@@ -78,6 +67,8 @@ def _leg(world: World, run: RunSpec, place: str, until: int) -> list[float]:
         save_requested=lambda: False,
     )
     train(replace(run, steps=until), parts, world, found.manifest.cursor if found else Cursor())
+    store.close()
+    accessors.end(engine)
     return [step["loss"] for step in memory.all(EventKind.step)]
 
 
@@ -89,16 +80,26 @@ def _run(strategy: str, **changes: Any) -> RunSpec:
     return tiny_run(strategy, steps=STEPS, checkpoint=CheckpointSpec(every_steps=0), **changes)
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16"])
+def _lives(world: World, run: RunSpec, place: str) -> dict[str, tuple[list[float], list[float]]]:
+    """In each precision, the losses of a run that never stopped and of one that did."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for kind in ("fp32", "bf16", "fp16"):
+        precise = replace(run, precision=in_precision(kind))
+        memory, engine = run_tiny(world, precise)
+        accessors.end(engine)
+        undisturbed = [step["loss"] for step in memory.all(EventKind.step)]
+        first = _leg(world, precise, f"{place}/{kind}", SAVED)
+        found[kind] = undisturbed, first + _leg(world, precise, f"{place}/{kind}", STEPS)
+    return found
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_same_strategy_and_world_go_on_bit_for_bit(
-    strategy: str, kind: str, tmp_path: Path
-) -> None:
-    run = _run(strategy, precision=in_precision(kind))
-    undisturbed = run_world(losses_of, 2, run)[0]
-    first = run_world(_leg, 2, run, str(tmp_path), SAVED)[0]
-    second = run_world(_leg, 2, run, str(tmp_path), STEPS)[0]
-    assert first + second == undisturbed
+def test_the_same_strategy_and_world_go_on_bit_for_bit(strategy: str, tmp_path: Path) -> None:
+    found = run_world(_lives, 2, _run(strategy), str(tmp_path))[0]
+    assert len({undisturbed[-1] for undisturbed, _ in found.values()}) == 3
+    for kind, (undisturbed, interrupted) in found.items():
+        assert len(interrupted) == STEPS
+        assert interrupted == undisturbed, kind
 
 
 def test_a_run_may_change_strategy_and_world(tmp_path: Path) -> None:
