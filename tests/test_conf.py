@@ -11,7 +11,7 @@ import yaml
 from tidemill.compose import compose
 from tidemill.plan.run import count_parameters, describe, make_run_plan
 from tidemill.spec.base import from_plain, to_plain
-from tidemill.spec.doors import ExportSpec, GenerateSpec
+from tidemill.spec.doors import Action, CheckpointsSpec, ExportSpec, GenerateSpec
 from tidemill.spec.keys import groups_of, keys_of
 from tidemill.spec.run import DeepSpeedSpec, RunSpec
 from tidemill.spec.training import AdamWSpec, GptSpec, PrecisionKind, TextSpec
@@ -139,13 +139,28 @@ def test_small_doors_compose() -> None:
             lambda: compose(["run=a", "to=b"], config_name="export", schema=ExportSpec),
             ExportSpec(run="a", to="b"),
         ),
+        (
+            lambda: compose(
+                ["list", "run=a"],
+                config_name="checkpoints",
+                schema=CheckpointsSpec,
+                verbs="action",
+            ),
+            CheckpointsSpec(action=Action.list, run="a"),
+        ),
     )
     for act, expected in typed:
         assert act() == expected
 
 
 @pytest.mark.parametrize(
-    ("door", "schema"), [("train", RunSpec), ("generate", GenerateSpec), ("export", ExportSpec)]
+    ("door", "schema"),
+    [
+        ("train", RunSpec),
+        ("generate", GenerateSpec),
+        ("export", ExportSpec),
+        ("checkpoints", CheckpointsSpec),
+    ],
 )
 def test_help_shows_only_keys_that_exist(door: str, schema: type[RunSpec]) -> None:
     text = (CONF / "hydra" / "help" / f"{door}.yaml").read_text()

@@ -46,6 +46,7 @@ def open_door(
         main: Callable[[Any], None] = lambda _: None,
         config_name: str = "config",
         schema: type[Spec] = RunSpec,
+        verbs: str = "",
     ) -> Ended:
         given: list[Any] = []
 
@@ -55,7 +56,7 @@ def open_door(
 
         monkeypatch.setattr(sys, "argv", ["jobs/door.py", *arguments])
         with pytest.raises(SystemExit) as left:
-            run_door(recording, config_name=config_name, schema=schema)
+            run_door(recording, config_name=config_name, schema=schema, verbs=verbs)
         assert Path.cwd() == here
         assert list(here.iterdir()) == [], "a door wrote something where it was opened"
         assert sys.argv == ["jobs/door.py", *arguments]

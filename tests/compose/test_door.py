@@ -289,7 +289,8 @@ def test_help_says_what_can_be_chosen_and_what_is(open_door: Callable[..., Ended
 
 
 @pytest.mark.parametrize(
-    ("config_name", "first"), [("generate", "run="), ("export", "overwrite=false")]
+    ("config_name", "first"),
+    [("generate", "run="), ("export", "overwrite=false"), ("checkpoints", "keep_best=0")],
 )
 def test_help_of_the_small_doors(
     config_name: str, first: str, open_door: Callable[..., Ended]

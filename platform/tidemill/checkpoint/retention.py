@@ -15,7 +15,7 @@ class Keep:
 
     Attributes:
         last: Newest checkpoints kept, at least 1.
-        best: Kept for the lowest loss, see `choose_kept`.
+        best: Kept for the lowest loss, see `explain_kept`.
         every_steps: Those whose step is a multiple of this are kept; 0 keeps none for that.
     """
 
@@ -42,16 +42,31 @@ class Candidate:
 
 
 def choose_kept(candidates: Sequence[Candidate], keep: Keep) -> set[str]:
-    """Names of the checkpoints that stay.
+    """Names of the checkpoints that stay, see `explain_kept`."""
+    return set(explain_kept(candidates, keep))
+
+
+def explain_kept(candidates: Sequence[Candidate], keep: Keep) -> dict[str, list[str]]:
+    """Which checkpoints stay, and for the sake of which rules.
 
     The best are those with the lowest held-out loss among the checkpoints that have one, and of the
     lowest training loss where none has one; the newer of two equals.
+
+    Returns:
+        Rules, in words, by name of the checkpoint; the newest first.
     """
     newest_first = sorted(candidates, key=lambda held: held.name, reverse=True)
-    kept = {held.name for held in newest_first[: max(keep.last, 1)]}
-    if keep.every_steps:
-        kept |= {held.name for held in newest_first if held.step % keep.every_steps == 0}
+    rules: dict[str, list[str]] = {held.name: [] for held in newest_first}
+    last = max(keep.last, 1)
+    for held in newest_first[:last]:
+        rules[held.name].append("newest" if held is newest_first[0] else f"newest {last}")
     measured = [(held.val_loss, held.name) for held in newest_first if held.val_loss is not None]
     losses = measured or [(held.loss, held.name) for held in newest_first if held.loss is not None]
-    ranked = sorted(losses, key=lambda item: item[0])  # stable: the newer of two equals is first
-    return kept | {name for _, name in ranked[: keep.best]}
+    which = "held-out loss" if measured else "loss"
+    # A stable sort leaves the newer of two equals first.
+    for place, (_, name) in enumerate(sorted(losses, key=lambda item: item[0])[: keep.best]):
+        rules[name].append(f"best {which}" if place == 0 else f"best {keep.best} by {which}")
+    for held in newest_first:
+        if keep.every_steps and held.step % keep.every_steps == 0:
+            rules[held.name].append(f"multiple of {keep.every_steps:,}")
+    return {name: why for name, why in rules.items() if why}

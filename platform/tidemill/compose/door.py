@@ -29,11 +29,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tidemill.compose.mistakes import MISTAKES, checked_overrides, explained, strays, traced
 from tidemill.compose.schemas import CONF, HYDRA, register
+from tidemill.compose.verbs import complete, write_out
 from tidemill.errors import SpecError, TidemillError, TrainingError
 from tidemill.spec.base import Spec
 from tidemill.spec.keys import keys_of, unknown_key
 
 TRACEBACKS = "HYDRA_FULL_ERROR"
+COMPLETED = "COMP_LINE"
+"""Where a shell puts the line that it wants completed."""
 INTERRUPTED = 130
 LONGEST_NAME = 200
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -41,7 +44,9 @@ QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 S = TypeVar("S", bound=Spec)
 
 
-def run_door(main: Callable[[S], None], *, config_name: str, schema: type[S]) -> NoReturn:
+def run_door(
+    main: Callable[[S], None], *, config_name: str, schema: type[S], verbs: str = ""
+) -> NoReturn:
     """Compose the command line, call `main` once or, with `-m`, once per job, and exit.
 
     All of Hydra's flags work. With `-m` every job is composed and checked before the first one is
@@ -51,9 +56,10 @@ def run_door(main: Callable[[S], None], *, config_name: str, schema: type[S]) ->
         main: Called with an instance of `schema`.
         config_name: A file directly in `conf/`, without `.yaml`.
         schema: Class of what that file composes to.
+        verbs: The key that a bare word is the value of, for a door that does several things.
     """
     register()
-    door = _Door(cast("Callable[[Spec], None]", main), config_name, schema)
+    door = _Door(cast("Callable[[Spec], None]", main), config_name, schema, verbs)
     try:
         code = door.open(sys.argv[1:])
     except KeyboardInterrupt:
@@ -62,14 +68,15 @@ def run_door(main: Callable[[S], None], *, config_name: str, schema: type[S]) ->
     sys.exit(code)
 
 
-def compose(overrides: Sequence[str], *, config_name: str, schema: type[S]) -> S:
+def compose(overrides: Sequence[str], *, config_name: str, schema: type[S], verbs: str = "") -> S:
     """Compose a spec in this process, as a door would from the same arguments.
 
     Raises:
         SpecError: An override, a file or a value is wrong.
     """
     register()
-    lines = [_taken_literally(line, schema, sweeping=False) for line in overrides]
+    written = write_out(overrides, verbs, schema)
+    lines = [_taken_literally(line, schema, sweeping=False) for line in written]
     try:
         checked_overrides(lines, schema)
         config = _composed(lines, config_name)
@@ -81,10 +88,13 @@ def compose(overrides: Sequence[str], *, config_name: str, schema: type[S]) -> S
 class _Door:
     """One invocation: what was asked for, and the exit codes of what failed."""
 
-    def __init__(self, main: Callable[[Spec], None], config_name: str, schema: type[Spec]) -> None:
+    def __init__(
+        self, main: Callable[[Spec], None], config_name: str, schema: type[Spec], verbs: str
+    ) -> None:
         self.main = main
         self.config_name = config_name
         self.schema = schema
+        self.verbs = verbs
         self.failures: list[int] = []
         self.swept: set[str] = set()
         self.jobs = 0
@@ -96,11 +106,11 @@ class _Door:
             asked = _parsed(arguments)
             flags = [item for item in arguments if item not in asked.overrides]
             if asked.shell_completion:
-                self._hand_to_hydra(arguments, self._perform)
+                self._complete(arguments)
                 return 0
             overrides = [
                 _taken_literally(line, self.schema, sweeping=asked.multirun)
-                for line in asked.overrides
+                for line in write_out(asked.overrides, self.verbs, self.schema)
             ]
             parsed = checked_overrides(overrides, self.schema)
             if asked.help and not (asked.config_dir or asked.config_path):
@@ -123,6 +133,12 @@ class _Door:
         else:
             self._hand_to_hydra([*flags, *overrides], self._perform)
         return self.failures[0] if self.failures else 0
+
+    def _complete(self, arguments: Sequence[str]) -> None:
+        line, verbs = complete(os.environ.get(COMPLETED, ""), self.verbs, self.schema)
+        sys.stdout.writelines(f"{verb}\n" for verb in verbs)
+        with _environment(COMPLETED, line):
+            self._hand_to_hydra(arguments, self._perform)
 
     def _hand_to_hydra(self, arguments: Sequence[str], job: Callable[[DictConfig], None]) -> None:
         @functools.wraps(self.main)

@@ -27,7 +27,7 @@ from yaml import YAMLError
 from tidemill.compose.schemas import CONF
 from tidemill.errors import SpecError, TidemillError
 from tidemill.spec.base import Spec
-from tidemill.spec.keys import groups_of, keys_of, unknown_key
+from tidemill.spec.keys import choices_of, groups_of, keys_of, unknown_key
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -110,7 +110,9 @@ def _from_message(error: Exception, schema: type[Spec]) -> SpecError:
         case ConfigAttributeError() | ConfigKeyError() if key:
             return unknown_key(key, schema)
         case MissingMandatoryValue() if key:
-            return SpecError(key, "has no value", f"give it one, {key}=VALUE")
+            choices = ", ".join(choices_of(key, schema))
+            remedy = f"use one of {choices}" if choices else f"give it one, {key}=VALUE"
+            return SpecError(key, "has no value", remedy)
         case InterpolationResolutionError() if key:
             return SpecError(key, text, r"correct it, or write \${ for a literal ${")
         case OmegaConfBaseException() if key:

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from tidemill.spec.base import Spec
-from tidemill.spec.doors import ExportSpec, GenerateSpec
+from tidemill.spec.doors import CheckpointsSpec, ExportSpec, GenerateSpec
 from tidemill.spec.run import DdpSpec, DeepSpeedSpec, Fsdp2Spec, RunSpec
 from tidemill.spec.training import (
     AdamWSpec,
@@ -42,6 +42,7 @@ SCHEMAS: dict[str, type[Spec]] = {
     "run": RunSpec,
     "generate": GenerateSpec,
     "export": ExportSpec,
+    "checkpoints": CheckpointsSpec,
     "model/gpt": GptSpec,
     "model/custom": CustomModelSpec,
     "data/text": TextSpec,

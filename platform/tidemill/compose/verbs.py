@@ -31,7 +31,7 @@ def write_out(lines: Sequence[str], key: str, schema: type[Spec]) -> list[str]:
     if not key:
         return list(lines)
     verbs, keys = choices_of(key, schema), {*keys_of(schema), *groups_of(schema)}
-    said = [line.partition("=")[2] for line in lines if line.startswith(f"{key}=")]
+    said = [line for line in lines if line.startswith(f"{key}=")]
     written: list[str] = []
     for line in lines:
         if not _BARE.fullmatch(line) or (line in keys and line not in verbs):

@@ -1,6 +1,6 @@
-"""What the smaller doors are asked for: text from a checkpoint, or its consolidated weights.
+"""What the smaller doors are asked for: text from a checkpoint, its weights, or what there is.
 
-Both name a run by the directory it has below `storage`; everything about the model comes from the
+All name a run by the directory it has below `storage`; everything about the model comes from the
 run itself, so nothing is said twice.
 """
 
@@ -88,10 +88,86 @@ class ExportSpec(Spec):
         self.require(bool(self.to), "to", "is empty", "name a directory or a URI")
 
 
-def _require_run(asked: Spec, run: str, storage: str) -> None:
+class Action(StrEnum):
+    """What to do with the checkpoints of a run."""
+
+    list = "list"
+    show = "show"
+    verify = "verify"
+    prune = "prune"
+    diff = "diff"
+
+
+class Format(StrEnum):
+    """How an answer is written: for people, or as one JSON value."""
+
+    text = "text"
+    json = "json"
+
+
+@spec
+class CheckpointsSpec(Spec):
+    """A look at the checkpoints of a run, or fewer of them.
+
+    Attributes:
+        action: What to do.
+        run: Name of the run.
+        step: Step of the checkpoint; 0 shows and compares the newest that is whole, and verifies
+            all of them.
+        with_step: Compare with the checkpoint of this step; 0 takes the newest that is whole.
+        with_run: Compare with a checkpoint of this run; empty for the same run.
+        top: Tensors that a comparison names, those that differ most; 0 names all that differ.
+        keep_last: Keep this many of the newest when pruning; the newest that is whole always stays.
+        keep_best: Keep this many with the lowest held-out loss, or training loss if none has one.
+        keep_every_steps: Keep those whose step is a multiple of this; 0 keeps none for that.
+        apply: Remove, instead of saying what would be removed.
+        format: How the answer is written.
+        storage: Directory or URI that holds the run.
+    """
+
+    action: Action
+    run: str
+    step: int = 0
+    with_step: int = 0
+    with_run: str = ""
+    top: int = 10
+    keep_last: int = 0
+    keep_best: int = 0
+    keep_every_steps: int = 0
+    apply: bool = False
+    format: Format = Format.text
+    storage: str = "runs"
+
+    def __post_init__(self) -> None:
+        _require_run(self, self.run, self.storage)
+        self.require_at_least(0, "step", "with_step", "top")
+        self.require_at_least(0, "keep_last", "keep_best", "keep_every_steps")
+        if self.with_run:
+            _require_run(self, self.with_run, self.storage, "with_run")
+        match self.action:
+            case Action.prune:
+                self.require(
+                    bool(self.keep_last or self.keep_best or self.keep_every_steps),
+                    "keep_last",
+                    "is not set, and neither is keep_best or keep_every_steps",
+                    "say what to keep, e.g. keep_last=2",
+                )
+            case Action.diff:
+                itself = (self.with_run or self.run, self.with_step) == (self.run, self.step)
+                self.require(
+                    not itself,
+                    "with_step",
+                    "names the same checkpoint as step",
+                    "name another step to compare with, or another run in with_run",
+                )
+            case _:
+                pass
+
+
+def _require_run(asked: Spec, run: str, storage: str, key: str = "run") -> None:
     asked.require(
         bool(run) and "/" not in run and "\\" not in run,
-        "run",
+        key,
         f"{run!r} is not the name of a run",
         "use the name it was trained under, and storage=DIR for where it is",
     )

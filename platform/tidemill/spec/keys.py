@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -45,6 +46,12 @@ def keys_of(schema: type[Spec]) -> Mapping[str, Key]:
 def groups_of(schema: type[Spec]) -> tuple[str, ...]:
     """The fields of `schema` that are specs themselves."""
     return tuple(name for name, hint in get_type_hints(schema).items() if is_dataclass(hint))
+
+
+def choices_of(key: str, schema: type[Spec]) -> tuple[str, ...]:
+    """What `key` can be set to, if that is a choice; else, or if there is no such key, nothing."""
+    hint = keys_of(schema)[key].hint if key in keys_of(schema) else None
+    return tuple(hint.__members__) if isinstance(hint, type) and issubclass(hint, Enum) else ()
 
 
 def unknown_key(key: str, schema: type[Spec]) -> SpecError:
