@@ -6,6 +6,7 @@ reaction to Ctrl-C aborts the workers without a checkpoint, and it has none to `
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import tempfile
@@ -23,6 +24,7 @@ from tidemill.launch.follower import Follower
 from tidemill.launch.preflight import Preflight
 from tidemill.launch.session import ray_session
 from tidemill.launch.stop import Interrupts
+from tidemill.launch.vaults import run_key, tended
 from tidemill.launch.worker import run_worker
 from tidemill.report.live import LiveView
 from tidemill.spec.base import to_plain
@@ -71,7 +73,11 @@ def train(ready: Preflight, say: Callable[[str], None]) -> Outcome:
     follower = Follower(ready)
     view = LiveView(ready.spec.steps) if ready.spec.report.live else None
     tell = view.say if view is not None else say
-    with ray_session(ready.spec, tell), Interrupts(ready.run, ready.launch, tell) as signals:
+    with (
+        ray_session(ready.spec, tell),
+        _near_memory(ready),
+        Interrupts(ready.run, ready.launch, tell) as signals,
+    ):
         try:
             _fit_until_done(ready, follower, view, tell, signals)
         finally:
@@ -83,6 +89,14 @@ def train(ready: Preflight, say: Callable[[str], None]) -> Outcome:
         finished=follower.finished,
         exit_code=0 if follower.finished else signals.exit_code,
     )
+
+
+def _near_memory(ready: Preflight) -> contextlib.AbstractContextManager[None]:
+    """Whoever looks after the memory of nodes that holds snapshots, if any is to."""
+    if not ready.spec.checkpoint.near_gib:
+        return contextlib.nullcontext()
+    key = run_key(str(ready.run), ready.spec.digest(), ready.corpus.digest)
+    return tended(key, anew=ready.launch == 1)
 
 
 def _fit_until_done(
