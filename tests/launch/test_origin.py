@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import save_file
 
 from tests.kit.training import STRATEGIES
 from tests.launch.runs import (
     CORPUS,
     SEQUENCE,
+    VOCAB,
     leave_checkpoint,
     leave_run,
     refused,
     run_of,
+    table_run,
     tear_manifest,
     text_run,
 )
@@ -36,6 +37,7 @@ from tidemill.spec.training import (
     SgdSpec,
 )
 from tidemill.storage import locate
+from tidemill.train.model import build_model
 
 
 @pytest.fixture
@@ -67,9 +69,11 @@ def settled(spec: RunSpec, step: int, origin: dict[str, Any]) -> RunSpec:
     return spec
 
 
-def make_weights(place: Path) -> str:
+def make_weights(spec: RunSpec, place: Path, vocab: int = VOCAB) -> str:
+    """Leave weights of the model of `spec`."""
     place.mkdir()
-    save_file({"w": torch.zeros(2)}, place / "model.safetensors")
+    model = build_model(spec.model, vocab=vocab, sequence=SEQUENCE, seed=1)
+    save_file(model.state_dict(), place / "model.safetensors")
     return str(place)
 
 
@@ -177,14 +181,31 @@ def test_a_run_that_would_be_done_already_is_refused(
 
 
 def test_a_run_starts_from_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_weights(tmp_path / "w")
+    spec = text_run(tmp_path)
+    make_weights(spec, tmp_path / "w")
     monkeypatch.chdir(tmp_path)
-    ready = preflight(starting(text_run(tmp_path), "w"))
+    ready = preflight(starting(spec, "w"))
     message = f"starting {tmp_path}/runs/mill from the weights in {tmp_path}/w"
     assert started(ready) == (Start.fresh, 0, message)
     assert ready.spec.checkpoint.init_from == f"{tmp_path}/w"
-    file = starting(text_run(tmp_path), "w/model.safetensors")
+    file = starting(spec, "w/model.safetensors")
     assert preflight(file).spec.checkpoint.init_from == f"{tmp_path}/w/model.safetensors"
+
+
+def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+    spec = text_run(tmp_path)
+    preflight(spec)  # the corpus is packed
+    wide = replace(spec, model=GptSpec(layers=1, heads=2, width=16))
+    other = {
+        "2,904": make_weights(spec, tmp_path / "more tokens", vocab=VOCAB + 7),
+        "7,232": make_weights(wide, tmp_path / "more width"),
+    }
+    for size, weights in other.items():
+        told = (f"checkpoint.init_from: {weights} holds {size} weights, and the model has 2,",)
+        with refused(CheckpointError, tmp_path, *told):
+            preflight(starting(spec, weights))
+    anything = starting(table_run(tmp_path), make_weights(wide, tmp_path / "any"))
+    assert preflight(anything).start is Start.fresh  # only its own code knows its size
 
 
 def test_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tidemill.checkpoint.manifest import Manifest, committed, parse_name, read_manifest
-from tidemill.checkpoint.portable import read_weights
+from tidemill.checkpoint.portable import Weights, read_weights
 from tidemill.errors import CheckpointError, CorruptCheckpoint, SpecError, StorageError
+from tidemill.plan.run import count_parameters
 from tidemill.spec.base import differences
 from tidemill.spec.run import RunSpec
 from tidemill.storage import Location, locate, read_bytes
@@ -22,6 +23,19 @@ from tidemill.storage import Location, locate, read_bytes
 INIT_FROM = "checkpoint.init_from"
 FROM_RUN = "checkpoint.from_run"
 FROM_STEP = "checkpoint.from_step"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a fresh run is to start from; nothing if both are None.
+
+    Attributes:
+        fork: The manifest of another run's checkpoint.
+        weights: What safetensors files say they hold.
+    """
+
+    fork: Manifest | None = None
+    weights: Weights | None = None
 
 
 def resolve_origin(spec: RunSpec) -> RunSpec:
@@ -68,7 +82,7 @@ def require_same_origin(spec: RunSpec, run: Location, newest: Manifest) -> None:
         )
 
 
-def find_origin(spec: RunSpec, storage: Location) -> tuple[RunSpec, Manifest | None]:
+def find_origin(spec: RunSpec, storage: Location) -> tuple[RunSpec, Found]:
     """Look at what a fresh run is to start from.
 
     Args:
@@ -77,7 +91,7 @@ def find_origin(spec: RunSpec, storage: Location) -> tuple[RunSpec, Manifest | N
 
     Returns:
         The run, `checkpoint.from_step` set to the step that was found, so that every attempt
-        starts from the same one; and that checkpoint's manifest, if it is to start from one.
+        starts from the same one; and what was found.
 
     Raises:
         CheckpointError: There is no such run, checkpoint or file, it cannot be read, or it is of
@@ -86,9 +100,9 @@ def find_origin(spec: RunSpec, storage: Location) -> tuple[RunSpec, Manifest | N
     """
     policy = spec.checkpoint
     if policy.init_from:
-        read_weights(locate(policy.init_from))
+        return spec, Found(weights=read_weights(locate(policy.init_from)))
     if not policy.from_run:
-        return spec, None
+        return spec, Found()
     found = _find_checkpoint(storage / policy.from_run, policy.from_step)
     _require_same_model(spec, found)
     step = found.cursor.step
@@ -98,25 +112,36 @@ def find_origin(spec: RunSpec, storage: Location) -> tuple[RunSpec, Manifest | N
             f"{spec.steps} are none to take after the {step} of {policy.from_run}",
             f"use more than {step}, or an earlier {FROM_STEP}",
         )
-    return replace(spec, checkpoint=replace(policy, from_step=step)), found
+    return replace(spec, checkpoint=replace(policy, from_step=step)), Found(fork=found)
 
 
-def require_same_tokens(spec: RunSpec, storage: Location, vocab: int) -> None:
-    """Refuse a run that was trained on another number of distinct tokens than this one.
+def require_fit(spec: RunSpec, storage: Location, found: Found, vocab: int) -> None:
+    """Refuse what cannot fit the model that this run will have on its corpus.
+
+    Args:
+        spec: The run.
+        storage: Where runs are.
+        found: What `find_origin` found.
+        vocab: Number of distinct tokens of the corpus.
 
     Raises:
-        CheckpointError: Names both numbers.
+        CheckpointError: Says both sizes.
     """
     name = spec.checkpoint.from_run
-    try:
-        learned = json.loads(read_bytes(storage / name / "corpus.json"))["vocab"]
-    except (StorageError, ValueError, KeyError, TypeError):
-        return  # nothing to compare with, and workers compare the tensors
-    if learned != vocab:
+    learned = _vocab_of(storage / name) if found.fork is not None else None
+    if learned not in (None, vocab):
         raise CheckpointError(
             f"{FROM_RUN}: {name} knows {learned} distinct tokens, and data has {vocab}; use data "
             "of the same tokens, or start from nothing"
         )
+    size = count_parameters(spec.model, vocab=vocab)
+    if found.weights is not None and size is not None:
+        held = sum(tensor.numel for tensor in found.weights.tensors.values())
+        if held != size:
+            raise CheckpointError(
+                f"{INIT_FROM}: {spec.checkpoint.init_from} holds {held:,} weights, and the model "
+                f"has {size:,} on this data; use the model and the tokens they are for"
+            )
 
 
 def of_step(checkpoints: Sequence[Location], step: int, key: str) -> list[Location]:
@@ -146,6 +171,14 @@ def describe_origin(spec: RunSpec) -> str:
     if policy.from_run:
         return f" from step {policy.from_step} of {policy.from_run}"
     return f" from the weights in {locate(policy.init_from)}" if policy.init_from else ""
+
+
+def _vocab_of(run: Location) -> int | None:
+    """How many distinct tokens a run was trained on; None if that is not to be found."""
+    try:
+        return json.loads(read_bytes(run / "corpus.json"))["vocab"]
+    except (StorageError, ValueError, KeyError, TypeError):
+        return None  # workers compare the tensors
 
 
 def _find_checkpoint(source: Location, step: int) -> Manifest:

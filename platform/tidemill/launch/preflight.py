@@ -18,10 +18,11 @@ from tidemill.checkpoint.manifest import Manifest, committed, read_manifest
 from tidemill.data.corpus import Corpus, prepare_corpus
 from tidemill.errors import CheckpointError, CorruptCheckpoint, SpecError, StorageError
 from tidemill.launch.origin import (
+    Found,
     describe_origin,
     find_origin,
+    require_fit,
     require_same_origin,
-    require_same_tokens,
     resolve_origin,
 )
 from tidemill.report.events import next_attempt
@@ -98,7 +99,7 @@ def preflight(spec: RunSpec) -> Preflight:
     if isinstance(spec.model, CustomModelSpec):
         _check_factory(spec.model)
     spec = resolve_origin(spec)
-    fork = None
+    origin = Found()
     with _naming_storage():
         storage = locate(spec.storage)
         spec = replace(spec, storage=storage.uri)
@@ -109,7 +110,7 @@ def preflight(spec: RunSpec) -> Preflight:
             _check_identity(spec, run, newest)
             require_same_origin(spec, run, newest)
         else:
-            spec, fork = find_origin(spec, storage)
+            spec, origin = find_origin(spec, storage)
         check_writable(storage)
         launch = next_attempt(run)
     corpus = prepare_corpus(spec.data, storage, sequence=spec.batch.sequence)
@@ -118,9 +119,8 @@ def preflight(spec: RunSpec) -> Preflight:
             f"data: {run} was trained on another corpus (digest {newest.corpus_digest[:12]}, now "
             f"{corpus.digest[:12]}); give it the same files, or this run another name="
         )
-    if fork is not None:
-        require_same_tokens(spec, storage, corpus.vocab)
-    reached = newest or fork
+    require_fit(spec, storage, origin, corpus.vocab)
+    reached = newest or origin.fork
     step = reached.cursor.step if reached is not None else 0
     start = Start.fresh if newest is None else Start.resume
     return Preflight(
