@@ -16,6 +16,7 @@ from tidemill.spec.checkpoint import CheckpointSpec, Verify
 from tidemill.spec.run import (
     DeepSpeedSpec,
     MemorySpec,
+    Offload,
     Recompute,
     ScaleSpec,
 )
@@ -79,6 +80,21 @@ def test_a_plan_is_said_in_five_lines() -> None:
         "batch: 32 samples x 1,024 tokens a step, each worker takes 4 slots of up to 4",
         "checkpoints: every 100 steps, at the end, newest 2 kept in runs/a",
     ]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "offload", "said"),
+    [
+        (DeepSpeedSpec(stage=2), Offload.optimizer, "optimizer state in host memory"),
+        (DeepSpeedSpec(stage=3), Offload.all, "all state in host memory"),
+    ],
+)
+def test_a_plan_says_what_lies_in_host_memory(
+    strategy: DeepSpeedSpec, offload: Offload, said: str
+) -> None:
+    spec = replace(RUN, strategy=strategy, memory=MemorySpec(offload=offload))
+    lines = describe(make_run_plan(spec, vocab=257, train_tokens=1_000_000))
+    assert lines[0].endswith(f", {said}")
 
 
 def test_a_plan_says_what_is_unusual() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tidemill.errors import SpecError
 from tidemill.plan.batch import BatchPlan, make_batch_plan
 from tidemill.spec.checkpoint import CheckpointSpec, Verify
-from tidemill.spec.run import Recompute, RunSpec
+from tidemill.spec.run import Offload, Recompute, RunSpec
 from tidemill.spec.training import CustomModelSpec, GptSpec, ModelSpec, SyntheticSpec
 
 
@@ -99,6 +99,9 @@ def describe(plan: RunPlan) -> list[str]:
     how = [_of(scale.workers, worker), spec.strategy.name, spec.precision.kind.value]
     if spec.memory.recompute is Recompute.blocks:
         how.append("recomputing blocks")
+    if spec.memory.offload is not Offload.none:
+        what = "all state" if spec.memory.offload is Offload.all else "optimizer state"
+        how.append(f"{what} in host memory")
     said = {
         f"run {spec.name}": [_of(spec.steps, "step"), *how],
         "model": [*_sizes(plan), f"vocabulary {plan.vocab:,}"],
