@@ -11,7 +11,6 @@ import dataclasses
 import json
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,9 +27,8 @@ from tidemill.launch.vaults import run_key, tended
 from tidemill.launch.worker import run_worker
 from tidemill.report.live import LiveView
 from tidemill.spec.base import to_plain
-from tidemill.storage import exists, make_directory, publish
+from tidemill.storage import make_directory, publish
 
-IDENTITY = "id"
 LOCAL_POLL_S = 0.2
 REMOTE_POLL_S = 2.0
 
@@ -180,14 +178,8 @@ def _make_trainer(ready: Preflight, scratch: str) -> TorchTrainer:
 
 
 def _write_spec(ready: Preflight) -> None:
-    """Leave spec and corpus beside the events, for people and for the other doors.
-
-    And once, an identity that no other run has, not even one that takes the place of this one after
-    its directory was removed: what lies outside that directory is called by it.
-    """
+    """Leave spec and corpus beside the events, for people and for the other doors."""
     make_directory(ready.run)
-    if not exists(ready.run / IDENTITY):
-        publish(ready.run / IDENTITY, f"{uuid.uuid4().hex}\n".encode())
     for name, plain in (
         ("spec.json", to_plain(ready.spec)),
         ("corpus.json", dataclasses.asdict(ready.corpus)),

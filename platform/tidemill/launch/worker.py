@@ -15,6 +15,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 
+from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.imports import fill_from_safetensors, tied_names
 from tidemill.checkpoint.manifest import Header
 from tidemill.checkpoint.restore import Fork, Origin
@@ -24,7 +25,9 @@ from tidemill.data.corpus import Corpus, open_stream
 from tidemill.errors import TidemillError, TrainingError
 from tidemill.launch.failure import one_line
 from tidemill.launch.metrics import MeteredRecorder
+from tidemill.launch.near import NearMemory
 from tidemill.launch.stop import StopWatch
+from tidemill.launch.vaults import run_key
 from tidemill.plan.batch import make_batch_plan
 from tidemill.report.events import EventLog, next_attempt
 from tidemill.spec.base import from_plain
@@ -111,6 +114,7 @@ def _train(
         ),
         verify=policy.verify,
         retry_for_s=policy.retry_for_s,
+        near=_near(spec, corpus, run, world) if policy.near_gib > 0 else None,
     )
     store.sweep()
     guard = Guard(spec.precision, engine)
@@ -179,6 +183,18 @@ def _restore(
         run=saved.run,
     )
     return saved.cursor
+
+
+def _near(spec: RunSpec, corpus: Corpus, run: Location, world: World) -> NearMemory:
+    """This rank's way to the memory of nodes. Collective."""
+    node = ray.get_runtime_context().get_node_id()
+    return NearMemory(
+        run_key(str(run), spec.digest(), corpus.digest),
+        attempt=world.attempt,
+        workers=Exchange(world).all_gather(node),
+        rank=world.rank,
+        budget_gib=spec.checkpoint.near_gib,
+    )
 
 
 def _world(run: Location) -> World:
