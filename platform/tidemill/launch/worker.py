@@ -118,7 +118,7 @@ def _train(
     )
     store.sweep()
     guard = Guard(spec.precision, engine)
-    cursor = _restore(spec, engine, tied, guard, store, recorder)
+    cursor = _restore(spec, engine, tied=tied, guard=guard, store=store, recorder=recorder)
     store.prepare(engine.state())
     parts = Parts(
         engine=engine,
@@ -144,6 +144,7 @@ def _train(
 def _restore(
     spec: RunSpec,
     engine: Engine,
+    *,
     tied: dict[str, str],
     guard: Guard,
     store: Store,
