@@ -22,8 +22,9 @@ from tests.kit.world import run_world
 from tidemill import storage
 from tidemill.checkpoint import export
 from tidemill.checkpoint.export import export_safetensors, read_tensors
+from tidemill.checkpoint.foreign import read_weights
 from tidemill.checkpoint.manifest import committed
-from tidemill.checkpoint.portable import WEIGHTS, read_weights
+from tidemill.checkpoint.portable import WEIGHTS
 from tidemill.errors import CheckpointError, CorruptCheckpoint, StorageError
 from tidemill.spec.progress import Cursor, World
 from tidemill.storage import Location, locate

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tidemill.checkpoint import content
+from tidemill.checkpoint.foreign import KEY, Weights, read_weights
 from tidemill.checkpoint.fragments import StoredTensor, Wanted, plan_copies
 from tidemill.checkpoint.manifest import StoredFile
-from tidemill.checkpoint.portable import KEY, Weights, read_weights
 from tidemill.checkpoint.ranges import read_ranges
 from tidemill.errors import CheckpointError, CorruptCheckpoint
 from tidemill.spec.progress import Fragment, State

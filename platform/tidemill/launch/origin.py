@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tidemill.checkpoint.foreign import Weights, read_weights
 from tidemill.checkpoint.manifest import Manifest, committed, parse_name, read_manifest
-from tidemill.checkpoint.portable import Weights, read_weights
 from tidemill.errors import CheckpointError, CorruptCheckpoint, SpecError, StorageError
 from tidemill.plan.run import count_parameters
 from tidemill.spec.base import differences
