@@ -14,6 +14,7 @@ import random
 import socket
 import struct
 import threading
+import time
 import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
@@ -39,11 +40,13 @@ class Bucket:
     Attributes:
         name: What it is called.
         endpoint: Host and port.
+        seed: Of the draw of which requests fail, and how.
         rate: The share of requests that fail, by one of `faults` drawn at random.
         faults: A status with S3's code for it, `RESET` or `CUT`.
+        upcoming: What becomes of the next requests, the first of them first; None is no fault.
         refusal: Status and code with which every request is answered; None to carry them out.
         vanished: Every connection is reset, as if the service were gone.
-        delay_s: How long every request waits before it is looked at; ends with the server.
+        delay_s: How long every request waits before it is looked at; also those waiting already.
         asked: How many requests there were, by method.
         failed: How many of them failed, by fault.
     """
@@ -52,18 +55,36 @@ class Bucket:
     endpoint: str = ""
     rate: float = 0.0
     faults: tuple[tuple[int, str] | str, ...] = FAULTS
+    upcoming: list[tuple[int, str] | str | None] = field(default_factory=list)
     refusal: tuple[int, str] | None = None
     vanished: bool = False
     delay_s: float = 0.0
-    random: random.Random = field(default_factory=lambda: random.Random(0))
+    seed: int = 0
+    random: random.Random = field(init=False)
     asked: Counter[str] = field(default_factory=Counter)
     failed: Counter[tuple[int, str] | str] = field(default_factory=Counter)
     stopped: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
     def uri(self, path: str = "", options: str = "") -> str:
         """What `locate` takes for `path` in this bucket, with further options if need be."""
         return f"s3://{self.name}/{path}?endpoint_override={self.endpoint}&scheme=http{options}"
+
+    def heal(self) -> None:
+        """End all faults, count and draw anew."""
+        self.random.seed(self.seed)
+        self.rate, self.faults, self.refusal, self.vanished, self.delay_s = (
+            0,
+            FAULTS,
+            None,
+            False,
+            0,
+        )
+        for record in (self.upcoming, self.asked, self.failed):
+            record.clear()
 
     def keys(self) -> list[str]:
         """The objects in it; looks into the server's memory, whatever the faults."""
@@ -96,6 +117,8 @@ class Bucket:
             fault = self.refusal
             if self.vanished:
                 fault = RESET
+            elif self.upcoming:
+                fault = self.upcoming.pop(0)
             elif fault is None and self.random.random() < self.rate:
                 fault = self.random.choice(self.faults)
             if fault is not None:
@@ -110,7 +133,7 @@ def serve_flaky_bucket(name: str, *, rate: float = 0.5, seed: int = 0) -> Iterat
     Args:
         name: No other bucket of this process may be called so at the same time.
         rate: The share of requests that fail.
-        seed: Of the draw of which fail, and how.
+        seed: See `Bucket`.
     """
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
@@ -125,7 +148,7 @@ def serve_flaky_bucket(name: str, *, rate: float = 0.5, seed: int = 0) -> Iterat
             self.close_connection = True  # by `_reset`; there is no further request to wait for
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    bucket = Bucket(name, random=random.Random(seed))
+    bucket = Bucket(name, seed=seed)
     gate = _Gate(DomainDispatcherApplication(create_backend_app), bucket)
     server = ThreadedWSGIServer("127.0.0.1", 0, gate, Handler)
     server.daemon_threads = False  # so that closing the server waits for them
@@ -180,7 +203,9 @@ class _Gate:
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         bucket = self.bucket
         fault = bucket.draw(environ["REQUEST_METHOD"])
-        bucket.stopped.wait(bucket.delay_s)
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < bucket.delay_s and not bucket.stopped.wait(0.01):
+            pass
         if fault == CUT:
             return self._cut(environ, start)
         if fault == RESET:

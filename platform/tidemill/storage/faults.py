@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PAUSES_S = (1.0, 4.0)
-"""The longest waits before the second and the third try, in seconds; each is drawn below that, so
-that ranks that were throttled together do not come back together."""
+PATIENCE_S = 60.0
+"""For how long a fault that passes is met with another try."""
+LONGEST_PAUSE_S = 5.0
 
 _CAUSES = {
     errno.EACCES: "permission denied",
@@ -85,19 +85,21 @@ def explained(location: Location, verb: str) -> Iterator[None]:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Call what may be repeated, again after faults that pass.
+    """Call what may be repeated, again after faults that pass, for `PATIENCE_S`.
 
-    The clients have retries of their own, for 26 seconds a request; this one is for what they do
-    not see, and for long throttling. That nobody is there is told at once.
+    The clients repeat requests themselves. This is for what they take for final, such as the answer
+    to a read of fewer bytes than an error has, and for long throttling: ranks that were throttled
+    together must not come back together. That nobody answers is told at once.
     """
-    for longest_s in PAUSES_S:
+    end_s, pause_s = time.monotonic() + PATIENCE_S, 0.1
+    while True:
         try:
             return call()
         except OSError as error:
-            if not _PASSING.search(_told(error)):
+            if time.monotonic() > end_s or not _PASSING.search(_told(error)):
                 raise
-            time.sleep(random.uniform(0, longest_s))
-    return call()
+        time.sleep(random.uniform(0, pause_s))
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def reason(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 How long an unreachable bucket can hold a verb up: each request has `CONNECT_S` to connect and may
 be silent for `SILENCE_S`, and is repeated `RETRIES` times with waits that double from 25 ms, 26
 seconds in sum. So a closed port is an error after 26 seconds, a host that does not answer after 81,
-and a server that accepts and says nothing after 136. Google's client is held to `PATIENCE_S`.
+and a server that accepts and says nothing after 136. Google's client is held to `GOOGLE_S`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tidemill.errors import StorageError
 from tidemill.storage.faults import reason
 
 SCHEMES = ("file", "s3", "gs")
-PATIENCE_S = 60
+GOOGLE_S = 60
 """Seconds that Google's client keeps trying; its own default is 15 minutes."""
 RETRIES = 10
 """Repeats of one request to S3: enough that one in 2000 fails where half of all tries do."""
@@ -107,7 +107,7 @@ def locate(uri: str) -> Location:
             "in the environment"
         )
     if scheme == "gs" and "retry_limit_seconds" not in options:
-        uri = f"{uri}{'&' if options else '?'}retry_limit_seconds={PATIENCE_S}"
+        uri = f"{uri}{'&' if options else '?'}retry_limit_seconds={GOOGLE_S}"
     try:
         filesystem, path = _s3(uri) if scheme == "s3" else pafs.FileSystem.from_uri(uri)
     except (OSError, ValueError, pa.ArrowException) as error:

@@ -38,7 +38,7 @@ class Entry:
 def exists(location: Location) -> bool:
     """Whether a file or a directory is there."""
     with explained(location, "look at"):
-        return patiently(lambda: _look(location)).type is not pafs.FileType.NotFound
+        return patiently(lambda: _is_there(location))
 
 
 def children(location: Location) -> list[Entry]:
@@ -124,11 +124,11 @@ def check_writable(location: Location) -> None:
         StorageError: It cannot be done; says why in one line.
     """
     made, place = [], location
-    while place.path != place.parent.path and place.parent.path and not exists(place):
-        made.append(place)
-        place = place.parent
     try:
         with explained(location, "write below"):
+            while place.path != place.parent.path and place.parent.path and not _is_there(place):
+                made.append(place)
+                place = place.parent
             _probe(location / PROBE)
     finally:
         # pyarrow leaves an empty object in place of a directory whose last object it removed.
@@ -152,7 +152,7 @@ def _probe(probe: Location) -> None:
             path.write_bytes(b"tidemill")
             sync_path(path)
             break
-        except FileNotFoundError:  # another check has removed what it had made
+        except (FileNotFoundError, FileExistsError):  # another check has removed what it had made
             if not left:
                 raise
         finally:
@@ -161,6 +161,10 @@ def _probe(probe: Location) -> None:
 
 def _look(location: Location) -> pafs.FileInfo:
     return cast("pafs.FileInfo", location.filesystem.get_file_info(location.path))
+
+
+def _is_there(location: Location) -> bool:
+    return _look(location).type is not pafs.FileType.NotFound
 
 
 def _list(location: Location) -> list[pafs.FileInfo]:
