@@ -38,19 +38,12 @@ def masters_and_moments(engine: Engine) -> dict[str, Tensor]:
 
 def buffers(engine: Engine) -> dict[str, Tensor]:
     """Every persistent buffer: `buffer.NAME`."""
-    kept = model_of(engine).state_dict(keep_vars=True)
-    found = {
+    kept = model_of(engine).state_dict()
+    return {
         f"buffer.{name}": buffer.detach().cpu().clone()
         for name, buffer in model_of(engine).named_buffers()
         if name in kept
     }
-    if isinstance(engine, DeepSpeedEngine):
-        originals = {name: f.pieces[0].data for name, f in engine.buffers.needed().items()}
-        for name, live in found.items():
-            original = originals[name].view(live.shape).cpu().clone()
-            assert torch.equal(original.to(live.dtype), live), name
-            found[name] = original
-    return found
 
 
 def scalars(engine: Engine) -> dict[str, Tensor]:

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from tidemill.spec.progress import Fragment, Piece, State, World
 from tidemill.spec.run import DeepSpeedSpec, RunSpec
 from tidemill.spec.training import PrecisionKind
-from tidemill.train.engine import Batch, LossModel, Outcome
+from tidemill.train.engine import (
+    Batch,
+    LossModel,
+    Outcome,
+    owned_share,
+    persistent_buffers,
+    whole,
+)
 from tidemill.train.optim import (
     make_optimizer,
     moment_names,
@@ -25,7 +32,7 @@ from tidemill.train.optim import (
     taken_steps,
 )
 from tidemill.train.strategy.deepspeed_setup import import_deepspeed, make_config
-from tidemill.train.strategy.untrained import Buffers, FrozenParameters, shard
+from tidemill.train.strategy.frozen import FrozenParameters, shard
 
 PARAMETERS_SHARDED = 3
 
@@ -54,7 +61,6 @@ class DeepSpeedEngine:
             cast=spec.precision.kind is not PrecisionKind.fp32,
             sharded=strategy.stage == PARAMETERS_SHARDED,
         )
-        self.buffers = Buffers(model, world)
         self.engine, *_ = deepspeed.initialize(
             model=loss_model,
             optimizer=make_optimizer(spec.optim, loss_model.named_parameters()),
@@ -96,19 +102,20 @@ class DeepSpeedEngine:
 
     def state(self) -> State:
         """See `Engine.state`."""
+        buffers = {name: owned_share(buffer, self.world) for name, buffer in self._buffers()}
         return State(
-            dict(self._partitions()) | self.frozen.owned() | self.buffers.owned(),
+            dict(self._partitions()) | self.frozen.owned() | buffers,
             {"taken_steps": taken_steps(self.zero.optimizer), "loss_scale": self._loss_scale()},
         )
 
     def wanted(self) -> State:
         """See `Engine.wanted`."""
-        return State(dict(self._partitions()) | self.frozen.needed() | self.buffers.needed())
+        buffers = {name: whole(buffer) for name, buffer in self._buffers()}
+        return State(dict(self._partitions()) | self.frozen.needed() | buffers)
 
     def restore(self, filled: State) -> None:
         """See `Engine.restore`: working weights are made from the masters just filled."""
         zero = self.zero
-        self.buffers.restore()
         self.frozen.restore()
         if self.strategy.stage == PARAMETERS_SHARDED:
             for group in range(len(zero.fp16_groups)):
@@ -130,6 +137,10 @@ class DeepSpeedEngine:
         scaler = self.zero.loss_scaler
         good = scaler.cur_iter - scaler.last_overflow_iter - 1 if scaler.dynamic else 0
         return {"value": float(scaler.cur_scale), "good_steps": good}
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        for name, buffer in persistent_buffers(self.engine.module.model):
+            yield f"buffer.{name}", buffer
 
     def _partitions(self) -> Iterator[tuple[str, Fragment]]:
         """This rank's range of every master and moment, as views of ZeRO's flat partitions.

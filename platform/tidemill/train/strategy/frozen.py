@@ -1,21 +1,17 @@
-"""What DeepSpeed neither trains nor keeps in fp32: frozen parameters, and buffers.
+"""Frozen parameters under ZeRO, whose partitions hold only what the optimizer updates.
 
-DeepSpeed casts the whole module to the working precision, and its fp32 partitions hold only what
-the optimizer updates. So that no strategy and no precision rounds what another one saved, what it
-casts is kept beside it as it was: of each frozen parameter this rank's share, on the host, and each
-buffer whole.
+DeepSpeed casts parameters to the working precision and keeps fp32 masters of those it trains. So
+that no strategy and no precision rounds what another one saved, each rank keeps its share of the
+frozen ones as they were, on the host, where it costs no GPU memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from tidemill.spec.progress import Fragment, Piece, World
-from tidemill.train.engine import dtype_name, owned_share, persistent_buffers, whole
+from tidemill.train.engine import dtype_name, owned_share, whole
 
 
 class FrozenParameters:
@@ -82,42 +78,6 @@ class FrozenParameters:
         every = parameter.new_empty(share * self.world.size)
         dist.all_gather_single(every, mine)
         parameter.data.copy_(every[: master.numel].view(master.shape))
-
-
-class Buffers:
-    """The persistent buffers of a model, in the precision they were registered in."""
-
-    def __init__(self, model: nn.Module, world: World) -> None:
-        """Take `model` before DeepSpeed does."""
-        self.model, self.world = model, world
-        self.originals = {
-            name: buffer.detach().to(world.device, copy=True)
-            for name, buffer in persistent_buffers(model)
-        }
-
-    def owned(self) -> dict[str, Fragment]:
-        """The share of this rank."""
-        return {f"buffer.{name}": owned_share(buffer, self.world) for name, buffer in self._held()}
-
-    def needed(self) -> dict[str, Fragment]:
-        """All of them."""
-        return {f"buffer.{name}": whole(buffer) for name, buffer in self._held()}
-
-    def restore(self) -> None:
-        """Make working buffers of the originals just filled."""
-        for name, live in persistent_buffers(self.model):
-            if live.dtype != self.originals[name].dtype:
-                live.copy_(self.originals[name])
-
-    def _held(self) -> Iterator[tuple[str, Tensor]]:
-        for name, live in persistent_buffers(self.model):
-            original = self.originals[name]
-            if live.dtype == original.dtype:
-                yield name, live
-                continue
-            # What the model has changed since is known in its working precision only.
-            same = live == original.to(live.dtype)
-            yield name, original.copy_(torch.where(same, original, live.to(original.dtype)))
 
 
 def shard(flat: Tensor, shape: tuple[int, ...], rank: int) -> Fragment:
