@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.manifest import Header
 from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.store import Store
@@ -31,6 +32,7 @@ def make_store(world: World, uri: str, *, keep: Keep | None = None, **changes: A
         **{
             "header": HEADER,
             "world": world,
+            "exchange": Exchange(world),
             "recorder": Deaf(),
             "keep": keep or Keep(last=2),
             **changes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.kit.training import Memory
+from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.manifest import Header, Manifest
 from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.store import Store
@@ -24,7 +25,14 @@ def open_store(world: World, run: RunSpec, place: str) -> Store:
         strategy=run.strategy.name,
         precision=run.precision.kind.value,
     )
-    return Store(locate(place), header=header, world=world, recorder=Memory(), keep=Keep(last=1))
+    return Store(
+        locate(place),
+        header=header,
+        world=world,
+        exchange=Exchange(world),
+        recorder=Memory(),
+        keep=Keep(last=1),
+    )
 
 
 def save_here(world: World, run: RunSpec, engine: Engine, place: str, cursor: Cursor) -> None:

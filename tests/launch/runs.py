@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.kit.training import Memory, tiny_run
+from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.manifest import MANIFEST, Header, checkpoint_name
 from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.store import Store
@@ -138,6 +139,7 @@ def leave_checkpoint(
             precision=spec.precision.kind.value,
         ),
         world=World(attempt=attempt),
+        exchange=Exchange(World()),
         recorder=Memory(),
         keep=Keep(last=99),
     )

@@ -32,12 +32,13 @@ log = logging.getLogger(__name__)
 
 
 class Store:
-    """The checkpoints of one run, as one attempt sees them. Making one is collective.
+    """The checkpoints of one run, as one attempt sees them.
 
     Args:
         run: The run's directory, on storage that every rank sees.
         header: What each checkpoint says about the run.
-        world: This rank's place; beyond one rank, `torch.distributed` must be set up.
+        world: This rank's place.
+        exchange: Between the ranks of `world`; nobody else may use it once state is saved.
         recorder: Hears of each save, from another thread.
         keep: Which checkpoints stay after each commit.
         verify: What is checked when one is loaded.
@@ -51,6 +52,7 @@ class Store:
         *,
         header: Header,
         world: World,
+        exchange: Exchange,
         recorder: Recorder,
         keep: Keep,
         verify: Verify = Verify.full,
@@ -59,7 +61,6 @@ class Store:
     ) -> None:
         self._world = world
         self._shelf = Shelf(run, keep)
-        exchange = Exchange(world)
         self._restorer = Restorer(
             run, world=world, exchange=exchange, verify=verify is Verify.full, near=near
         )

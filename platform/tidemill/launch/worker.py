@@ -16,13 +16,13 @@ import ray.train
 import ray.train.torch
 
 from tidemill.checkpoint.exchange import Exchange
-from tidemill.checkpoint.imports import fill_from_safetensors, tied_names
+from tidemill.checkpoint.imports import tied_names
 from tidemill.checkpoint.manifest import Header
-from tidemill.checkpoint.restore import Fork, Origin
 from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.store import Store
 from tidemill.data.corpus import Corpus, open_stream
 from tidemill.errors import TidemillError, TrainingError
+from tidemill.launch.beginning import Beginning
 from tidemill.launch.failure import one_line
 from tidemill.launch.metrics import MeteredRecorder
 from tidemill.launch.near import NearMemory
@@ -31,10 +31,10 @@ from tidemill.launch.vaults import run_key
 from tidemill.plan.batch import make_batch_plan
 from tidemill.report.events import EventLog, next_attempt
 from tidemill.spec.base import from_plain
-from tidemill.spec.progress import Cursor, EventKind, Recorder, World
+from tidemill.spec.progress import EventKind, Recorder, World
 from tidemill.spec.run import RunSpec
 from tidemill.storage import Location, locate
-from tidemill.train.engine import Engine, build_engine
+from tidemill.train.engine import build_engine
 from tidemill.train.guard import Guard
 from tidemill.train.loop import Parts, train
 from tidemill.train.model import build_model
@@ -104,21 +104,31 @@ def _train(
         precision=spec.precision.kind.value,
     )
     policy = spec.checkpoint
+    exchange = Exchange(world)
     store = Store(
         run,
         header=header,
         world=world,
+        exchange=exchange,
         recorder=recorder,
         keep=Keep(
             last=policy.keep_last, best=policy.keep_best, every_steps=policy.keep_every_steps
         ),
         verify=policy.verify,
         retry_for_s=policy.retry_for_s,
-        near=_near(spec, corpus, run, world) if policy.near_gib > 0 else None,
+        near=_near(spec, corpus, run, world, exchange) if policy.near_gib > 0 else None,
     )
     store.sweep()
     guard = Guard(spec.precision, engine)
-    cursor = _restore(spec, engine, tied=tied, guard=guard, store=store, recorder=recorder)
+    cursor = Beginning(
+        spec=spec,
+        engine=engine,
+        tied=tied,
+        guard=guard,
+        store=store,
+        exchange=exchange,
+        recorder=recorder,
+    ).find()
     store.prepare(engine.state())
     parts = Parts(
         engine=engine,
@@ -141,58 +151,15 @@ def _train(
         store.close()
 
 
-def _restore(
-    spec: RunSpec,
-    engine: Engine,
-    *,
-    tied: dict[str, str],
-    guard: Guard,
-    store: Store,
-    recorder: Recorder,
-) -> Cursor:
-    """Load the newest checkpoint that is whole, or what `checkpoint` names for a fresh run."""
-
-    def refused(place: Location, reason: str) -> None:
-        recorder.record(EventKind.checkpoint_refused, name=place.name, reason=reason)
-
-    policy, wanted = spec.checkpoint, engine.wanted()
-    fork = None
-    if policy.from_run:
-        fork = Fork(run=locate(spec.storage) / policy.from_run, step=policy.from_step)
-    found = store.load(wanted, refused, fork)
-    if found is None:
-        if policy.init_from:
-            fill_from_safetensors(wanted, locate(policy.init_from), tied)
-            wanted.scalars["taken_steps"] = 0
-            engine.restore(wanted)
-            store.set_origin({"weights": policy.init_from})
-            recorder.record(
-                EventKind.restored, step=0, samples=0, source="weights", checkpoint=policy.init_from
-            )
-        return Cursor()
-    engine.restore(wanted)
-    saved = found.manifest
-    if found.source is not Origin.fork:
-        guard.restore(saved.scalars["guard"])
-    recorder.record(
-        EventKind.restored,
-        step=saved.cursor.step,
-        samples=saved.cursor.samples,
-        checkpoint=saved.name,
-        saved_world=saved.world,
-        source=found.source.value,
-        run=saved.run,
-    )
-    return saved.cursor
-
-
-def _near(spec: RunSpec, corpus: Corpus, run: Location, world: World) -> NearMemory:
+def _near(
+    spec: RunSpec, corpus: Corpus, run: Location, world: World, exchange: Exchange
+) -> NearMemory:
     """This rank's way to the memory of nodes. Collective."""
     node = ray.get_runtime_context().get_node_id()
     return NearMemory(
         run_key(str(run), spec.digest(), corpus.digest),
         attempt=world.attempt,
-        workers=Exchange(world).all_gather(node),
+        workers=exchange.all_gather(node),
         rank=world.rank,
         budget_gib=spec.checkpoint.near_gib,
     )

@@ -1,0 +1,88 @@
+"""How an attempt begins: with the newest state of its run, or what a fresh run is to start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tidemill.checkpoint.exchange import Exchange
+from tidemill.checkpoint.imports import fill_from_safetensors
+from tidemill.checkpoint.restore import Fork, Origin, Restored
+from tidemill.checkpoint.store import Store
+from tidemill.spec.progress import Cursor, EventKind, Recorder, State
+from tidemill.spec.run import RunSpec
+from tidemill.storage import Location, locate
+from tidemill.train.engine import Engine
+from tidemill.train.guard import Guard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """What takes part in it, on one rank; every rank begins alike.
+
+    Attributes:
+        spec: The run.
+        engine: Fresh; filled with what is found.
+        tied: Further names of its tensors, see `tied_names`.
+        guard: Takes over the counts of earlier attempts.
+        store: Has the run's checkpoints.
+        exchange: Between the ranks.
+        recorder: Hears what was found.
+    """
+
+    spec: RunSpec
+    engine: Engine
+    tied: dict[str, str]
+    guard: Guard
+    store: Store
+    exchange: Exchange
+    recorder: Recorder
+
+    def find(self) -> Cursor:
+        """Fill the engine, and say where the run goes on. Collective.
+
+        Raises:
+            CheckpointError: There is something to start from and it cannot be used.
+            TrainingError: It was lost while it was read.
+        """
+        policy, wanted = self.spec.checkpoint, self.engine.wanted()
+        fork = None
+        if policy.from_run:
+            fork = Fork(run=locate(self.spec.storage) / policy.from_run, step=policy.from_step)
+        found = self.store.load(wanted, self._refused, fork)
+        if found is not None:
+            return self._go_on(found, wanted)
+        if policy.init_from:
+            self._take_weights(policy.init_from, wanted)
+        return Cursor()
+
+    def _go_on(self, found: Restored, wanted: State) -> Cursor:
+        saved = found.manifest
+        if found.source is Origin.fork:
+            if saved.precision != self.spec.precision.kind.value:
+                wanted.scalars.pop("loss_scale", None)  # another number format has its own
+        else:
+            self.guard.restore(saved.scalars["guard"])
+        self.engine.restore(wanted)
+        self.recorder.record(
+            EventKind.restored,
+            step=saved.cursor.step,
+            samples=saved.cursor.samples,
+            checkpoint=saved.name,
+            saved_world=saved.world,
+            source=found.source.value,
+            run=saved.run,
+        )
+        return saved.cursor
+
+    def _take_weights(self, place: str, wanted: State) -> None:
+        """Somebody's weights, with moments that are still zero."""
+        self.exchange.together(lambda: fill_from_safetensors(wanted, locate(place), self.tied))
+        wanted.scalars["taken_steps"] = 0
+        self.engine.restore(wanted)
+        self.store.set_origin({"weights": place})
+        self.recorder.record(
+            EventKind.restored, step=0, samples=0, source="weights", checkpoint=place
+        )
+
+    def _refused(self, place: Location, reason: str) -> None:
+        self.recorder.record(EventKind.checkpoint_refused, name=place.name, reason=reason)
