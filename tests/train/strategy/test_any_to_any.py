@@ -19,6 +19,7 @@ from tests.kit.mixed import build_mixed, mixed
 from tests.kit.training import STRATEGIES, in_precision, tiny_run, train_tiny
 from tests.kit.world import run_world
 from tidemill.spec.progress import Cursor, World
+from tidemill.spec.run import MemorySpec, Offload
 from tidemill.spec.training import PrecisionKind, PrecisionSpec
 from tidemill.train.engine import build_engine
 
@@ -27,6 +28,15 @@ TOUR = {
     3: ["deepspeed_z3", "fsdp2", "deepspeed_z1", "ddp", "deepspeed_z2"],
     2: ["fsdp2", "deepspeed_z3", "ddp", "deepspeed_z2", "deepspeed_z1"],
     1: ["deepspeed_z3", "deepspeed_z2", "fsdp2", "ddp", "deepspeed_z1"],
+}
+OFFLOADING = 2
+"""The world in which everything is offloaded that can be."""
+OFFLOAD = {
+    "ddp": Offload.none,
+    "fsdp2": Offload.all,
+    "deepspeed_z1": Offload.optimizer,
+    "deepspeed_z2": Offload.optimizer,
+    "deepspeed_z3": Offload.all,
 }
 KINDS = ["fp32", "bf16", "fp16"]
 OTHER_SEED = 99
@@ -44,7 +54,8 @@ def _take_turns(world: World, kind: str, strategies: list[str], place: str) -> i
         precision = in_precision(kind)
         if kind == "fp16":
             precision = PrecisionSpec(kind=PrecisionKind.fp16, initial_scale_power=11)
-        run = tiny_run(strategy, model=mixed(), precision=precision)
+        memory = MemorySpec(offload=OFFLOAD[strategy] if world.size == OFFLOADING else Offload.none)
+        run = tiny_run(strategy, model=mixed(), precision=precision, memory=memory)
         engine = build_engine(run, build_mixed(OTHER_SEED + number), world)
         found = load_here(world, run, engine, place)
         if found is not None:
