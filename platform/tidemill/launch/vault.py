@@ -24,8 +24,8 @@ class File:
     """A file that is held, or on its way.
 
     Attributes:
-        size: Bytes it will have.
-        held: Bytes it has.
+        size: Bytes it has when it is whole.
+        held: Bytes that are here.
         chunks: They.
     """
 
@@ -40,16 +40,18 @@ class Version:
 
     Attributes:
         manifest: What it was sealed with; empty before.
-        files: By name.
+        files: Those that are whole, by name.
+        coming: Those that are not; one takes the place of its elder when it is whole.
     """
 
     manifest: bytes = b""
     files: dict[str, File] = field(default_factory=dict)
+    coming: dict[str, File] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """Bytes it will have."""
-        return sum(file.size for file in self.files.values())
+        """Bytes there is room for."""
+        return sum(file.size for file in (*self.files.values(), *self.coming.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,9 @@ class Vault:
         self._attempt = attempt
         if version not in self._versions:
             self._versions = {key: held for key, held in self._versions.items() if held.manifest}
-        files = self._versions.setdefault(version, Version()).files
-        files.pop(name, None)
-        here = self._versions[version].size + size
+        ours = self._versions.setdefault(version, Version())
+        ours.coming.pop(name, None)
+        here = ours.size + size
         needed = size + sum(held.size for held in self._versions.values())
         if needed > budget:
             return (
@@ -111,7 +113,8 @@ class Vault:
                 f"are needed there for {_gib(here)} of a new snapshot beside the one before it; "
                 "allow for more, or set it to 0"
             )
-        files[name] = File(size)
+        ours.coming[name] = File(size)
+        self.hold(version, name, b"")  # all there is to an empty one
         return ""
 
     def hold(self, version: str, name: str, chunk: bytes) -> None:
@@ -121,9 +124,13 @@ class Vault:
             KeyError: The version was dropped meanwhile.
         """
         self._touch()
-        file = self._versions[version].files[name]
-        file.chunks.append(chunk)
-        file.held += len(chunk)
+        ours = self._versions[version]
+        file = ours.coming[name]
+        if chunk:
+            file.chunks.append(chunk)
+            file.held += len(chunk)
+        if file.held == file.size:
+            ours.files[name] = ours.coming.pop(name)
 
     def seal(self, version: str, manifest: bytes) -> None:
         """Hear that all files of a version are held, and drop what came before it.
@@ -143,9 +150,7 @@ class Vault:
         return {
             version: Held(
                 sealed=bool(held.manifest),
-                files={
-                    name: file.size for name, file in held.files.items() if file.held == file.size
-                },
+                files={name: file.size for name, file in held.files.items()},
             )
             for version, held in self._versions.items()
         }
