@@ -65,6 +65,7 @@ class Mistake:
     told: str
     remedy: str
     prepare: Callable[[Path], None] = field(default=nothing)
+    door: str = "train"
 
 
 MISTAKES = {
@@ -199,6 +200,37 @@ MISTAKES = {
         told="no checkpoint of {place}/runs/mill is readable (",
         remedy="; restore one, or start anew under another name",
     ),
+    # The checkpoints of a run.
+    "nothing to do": Mistake(
+        door="checkpoints",
+        typed=("run=mill",),
+        key="action: ",
+        told="has no value",
+        remedy="; use one of list, show, verify, prune, diff",
+    ),
+    "something nobody can do": Mistake(
+        door="checkpoints",
+        typed=("prnue", "run=mill"),
+        key="action: ",
+        told="there is no 'prnue'",
+        remedy="; did you mean prune? use one of list, ",
+    ),
+    "a run that is not there": Mistake(
+        door="checkpoints",
+        typed=("list", "run=mole"),
+        prepare=trained,
+        key="run: ",
+        told="{place}/runs/mole is no run",
+        remedy="; runs there: mill",
+    ),
+    "a step that is not there": Mistake(
+        door="checkpoints",
+        typed=("show", "run=mill", "step=6"),
+        prepare=trained,
+        key="step: ",
+        told="{place}/runs/mill has no checkpoint of step 6",
+        remedy="; there are 5",
+    ),
 }
 
 
@@ -216,7 +248,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(case: str, tmp_path: Path) -> 
     mistake = MISTAKES[case]
     mistake.prepare(tmp_path)
     before = tree(tmp_path)
-    answer = open_door("train", *mistake.typed, cwd=tmp_path)
+    answer = open_door(mistake.door, *mistake.typed, cwd=tmp_path)
     check(mistake, answer, tmp_path)
     assert answer.out == ""
     assert tree(tmp_path) == before
@@ -232,12 +264,18 @@ finally:
 
 
 @pytest.mark.parametrize(
-    "case", ["two that do not go together", "a glob that matches nothing", "other mathematics"]
+    "case",
+    [
+        "two that do not go together",
+        "a glob that matches nothing",
+        "other mathematics",
+        "a step that is not there",
+    ],
 )
 def test_nothing_heavy_is_loaded_to_say_so(case: str, tmp_path: Path) -> None:
     mistake = MISTAKES[case]
     mistake.prepare(tmp_path)
-    door = str(ROOT / "jobs" / "train.py")
+    door = str(ROOT / "jobs" / f"{mistake.door}.py")
     script = f"import sys; sys.argv[:] = [{door!r}, *sys.argv[1:]]" + LOADED.format(heavy=HEAVY)
     done = subprocess.run(
         [sys.executable, "-c", script, *mistake.typed],

@@ -87,13 +87,22 @@ def test_progress_is_not_shown_to_a_file() -> None:
     assert errors.getvalue() == ""
 
 
-def test_a_pipe_is_wider_than_a_narrow_terminal(
+def test_a_path_is_never_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    long = replace(PAGE, place="/" + 100 * "x")
+    Desk(as_json=False).answer(long)
+    assert capsys.readouterr().out.startswith(f"{long.place}: 2 checkpoints, 18.8 MiB\n")
+
+
+def test_a_pipe_has_room_for_a_table(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    long = replace(PAGE, place="/" + 100 * "x")
-    Desk(as_json=False).answer(long)
-    assert capsys.readouterr().out.startswith(f"{long.place}: 2 checkpoints")
+    wide = replace(WHOLE, step=10**9, loss=1e9, val_loss=1e9)
+    Desk(as_json=False).answer(replace(PAGE, checkpoints=(wide,)))
+    assert "2 × deepspeed_z2 bf16" in capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "60")
-    Desk(as_json=False).answer(long)
-    assert max(map(len, capsys.readouterr().out.splitlines())) == 60
+    Desk(as_json=False).answer(replace(PAGE, checkpoints=(wide,)))
+    assert "2 × deepspeed_z2 bf16" not in capsys.readouterr().out

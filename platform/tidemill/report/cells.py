@@ -18,8 +18,9 @@ STYLES = {WHOLE: "green", "corrupt": "bold red", "torn": "yellow", "unreadable":
 
 
 def make_title(place: str, said: str) -> Text:
-    """A place, and what there is to say of it at once."""
-    return Text(place, "bold").append(f": {said}", "not bold")
+    """A place, and what there is to say of it at once; left to the terminal to wrap."""
+    title = Text(place, "bold", no_wrap=True, overflow="ignore")
+    return title.append(f": {said}", "not bold")
 
 
 def make_table(*heads: str) -> Table:

@@ -49,7 +49,7 @@ class Desk:
             text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            self._console.print(make_page(page, time.time()), highlight=False)
+            self._console.print(make_page(page, time.time()), highlight=False, crop=False)
 
     def say(self, proof: Proof) -> None:
         """Tell of one checkpoint of many, as soon as it is known; JSON comes all at once."""
