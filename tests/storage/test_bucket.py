@@ -170,8 +170,11 @@ def test_a_read_of_fewer_bytes_than_an_error_has_is_repeated(bucket: Bucket) -> 
     assert storage.read_bytes(place) == b"tide"
 
 
-def test_faults_never_use_up_the_right_to_try_again(bucket: Bucket) -> None:
+def test_faults_never_use_up_the_right_to_try_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # With pyarrow's standard strategy, the 101st in the life of a filesystem is final.
+    monkeypatch.setattr(faults, "PATIENCE_S", -1)
     root = _here(bucket)
     bucket.upcoming = [RESET, None] * 105
     assert all(storage.exists(root) for _ in range(105))
