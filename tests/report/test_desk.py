@@ -18,7 +18,7 @@ from tidemill.report.inventory import Inventory, Verification
 if TYPE_CHECKING:
     import pytest
 
-PAGE = Inventory(place=PLACE, checkpoints=(WHOLE, OLDER))
+PAGE = Inventory(place=PLACE, newest=WHOLE.name, checkpoints=(WHOLE, OLDER))
 
 
 def answered(page: object, *, as_json: bool) -> str:
@@ -33,19 +33,18 @@ def test_text_is_a_page() -> None:
 
 def test_json_is_one_value_with_every_field() -> None:
     plain = json.loads(answered(PAGE, as_json=True))
-    assert plain["place"] == PLACE
+    assert (plain["place"], plain["newest"]) == (PLACE, WHOLE.name)
     assert [row["step"] for row in plain["checkpoints"]] == [150, 100]
     assert plain["checkpoints"][0] == plain["checkpoints"][0] | {
         "name": WHOLE.name,
         "loss": 2.34561,
-        "newest": True,
         "origin": {},
     }
 
 
 def test_json_is_not_wrapped_or_marked_up() -> None:
     odd = replace(WHOLE, problem="[bold]" + 200 * "x", origin={"weights": "/a/[b]/ü"})
-    plain = json.loads(answered(Inventory(place=PLACE, checkpoints=(odd,)), as_json=True))
+    plain = json.loads(answered(replace(PAGE, checkpoints=(odd,)), as_json=True))
     (row,) = plain["checkpoints"]
     assert (row["problem"], row["origin"]) == (odd.problem, odd.origin)
 
@@ -78,6 +77,18 @@ def test_progress_is_shown_on_a_terminal_and_taken_away() -> None:
     assert screen.shown == []
     assert screen.cursor_shown
     assert out.getvalue() == ""
+
+
+def test_what_is_said_amid_progress_stands_above_it() -> None:
+    screen = Screen()
+    terminal = Console(file=screen, force_terminal=True, width=80, legacy_windows=False)
+    desk = Desk(as_json=False, console=terminal)
+    with desk.reading("reading", 2**20) as advance:
+        advance(2**19)
+        desk.say(proof(CORRUPT))
+        advance(2**19)
+    assert screen.shown == ["step-0000000100-a0001  corrupt  rank-00000.bin is missing"]
+    assert any(" of 1.00 MiB" in line for frame in screen.frames for line in frame)
 
 
 def test_progress_is_not_shown_to_a_file() -> None:

@@ -19,7 +19,6 @@ WHOLE = Row(
     step=150,
     attempt=1,
     state="whole",
-    newest=True,
     loss=2.34561,
     world=2,
     strategy="deepspeed_z2",
@@ -28,7 +27,7 @@ WHOLE = Row(
     at_s=NOW_S - 125,
     origin={},
 )
-OLDER = replace(WHOLE, name="step-0000000100-a0001", step=100, newest=False, at_s=NOW_S - 7300)
+OLDER = replace(WHOLE, name="step-0000000100-a0001", step=100, at_s=NOW_S - 7300)
 TORN = Row(
     name="step-0000000160-a0001",
     step=160,
@@ -55,7 +54,8 @@ def words(line: str) -> str:
 
 
 def listed(*rows: Row, width: int = 80) -> list[str]:
-    return shown(Inventory(place=PLACE, checkpoints=rows), width)
+    newest = next((row.name for row in rows if row.state == "whole"), "")
+    return shown(Inventory(place=PLACE, newest=newest, checkpoints=rows), width)
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -86,7 +86,9 @@ def test_held_out_loss_has_a_column_where_there_is_one() -> None:
 
 
 def test_attempts_have_a_column_where_a_step_was_saved_twice() -> None:
-    head, _, first, second = listed(replace(WHOLE, attempt=2), replace(WHOLE, newest=False))[1:]
+    head, _, first, second = listed(replace(WHOLE, name="step-0000000150-a0002", attempt=2), WHOLE)[
+        1:
+    ]
     assert words(head).startswith("step attempt loss")
     assert (words(first)[:5], words(second)[:5]) == ("150 2", "150 1")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tidemill.errors import SpecError
-from tidemill.spec.doors import ExportFormat, ExportSpec, GenerateSpec
+from tidemill.spec.doors import Action, CheckpointsSpec, ExportFormat, ExportSpec, GenerateSpec
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,40 @@ def test_exporting_needs_sense(bad: dict[str, Any], key: str) -> None:
     with pytest.raises(SpecError) as caught:
         ExportSpec(**{"run": "a", "to": "b", **bad})
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("action", "bad", "key"),
+    [
+        ("list", {"run": "a/b"}, "run"),
+        ("list", {"storage": ""}, "storage"),
+        ("show", {"step": -1}, "step"),
+        ("diff", {"with_step": -1}, "with_step"),
+        ("diff", {"with_run": "../a", "with_step": 1}, "with_run"),
+        ("diff", {"top": -1, "with_step": 1}, "top"),
+        ("diff", {}, "with_step"),
+        ("diff", {"step": 5, "with_step": 5}, "with_step"),
+        ("diff", {"step": 5, "with_step": 5, "with_run": "a"}, "with_step"),
+        ("prune", {}, "keep_last"),
+        ("prune", {"keep_last": -1}, "keep_last"),
+        ("prune", {"keep_best": -1, "keep_last": 1}, "keep_best"),
+        ("prune", {"keep_every_steps": -1, "keep_last": 1}, "keep_every_steps"),
+    ],
+)
+def test_looking_at_checkpoints_needs_sense(action: str, bad: dict[str, Any], key: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        CheckpointsSpec(**{"action": Action(action), "run": "a", **bad})
+    assert caught.value.key == key
+
+
+def test_any_rule_says_what_to_keep() -> None:
+    for rule in ("keep_last", "keep_best", "keep_every_steps"):
+        CheckpointsSpec(action=Action.prune, run="a", **{rule: 1})
+
+
+def test_a_comparison_needs_two() -> None:
+    for other in ({"with_step": 6}, {"with_run": "b"}, {"with_run": "b", "with_step": 5}):
+        CheckpointsSpec(**{"action": Action.diff, "run": "a", "step": 5, **other})
 
 
 def test_formats_are_known_to_torch() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tidemill.spec.doors import GenerateSpec
-from tidemill.spec.keys import groups_of, keys_of, unknown_key
+from tidemill.spec.keys import choices_of, groups_of, keys_of, unknown_key
 from tidemill.spec.run import DeepSpeedSpec, RunSpec
 from tidemill.spec.training import OptimSpec
 
@@ -21,6 +21,11 @@ def test_keys_of_all_variants_are_found() -> None:
 def test_a_key_belongs_to_the_class_that_declares_it_first() -> None:
     # Subclasses repeat inherited fields; the hint must not blame one variant for all.
     assert keys_of(RunSpec)["optim.lr"].owner is OptimSpec
+
+
+def test_choices_are_told_of_keys_that_have_some() -> None:
+    assert choices_of("resume", RunSpec) == ("auto", "never", "must")
+    assert choices_of("steps", RunSpec) == choices_of("nothing", RunSpec) == ()
 
 
 def test_groups_are_the_specs_inside() -> None:

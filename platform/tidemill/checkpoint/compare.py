@@ -6,9 +6,9 @@ so memory does not grow with the model. Equal means bit for bit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ BATCH = 2**26
 PART = 2**20
 """Elements compared at once."""
 
+_QUICK = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+"""Element types in which the largest can be found without making others of them."""
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -143,14 +145,28 @@ def _read_proven(held: Held, wanted: Sequence[Wanted]) -> Iterator[tuple[int, Wa
 
 def _note(found: Difference, mine: Tensor, theirs: Tensor) -> None:
     """Add what a range of a tensor shows."""
+    bits = _BITS[mine.dtype.itemsize]
     for one, other in zip(mine.split(PART), theirs.split(PART), strict=True):
-        bits = _BITS[one.dtype.itemsize]
-        found.differing += int((one.view(bits) != other.view(bits)).sum())
+        found.magnitude = max(found.magnitude, _magnitude(one))
+        same = one.view(bits) == other.view(bits)
+        if same.all():
+            continue
+        found.magnitude = max(found.magnitude, _magnitude(other))
+        found.differing += int((~same).sum())
         left, right = one.double(), other.double()
-        gaps = (left - right).abs()
+        gaps = (left - right).abs_()
         # Infinities of one sign, and whatever is no number on both sides, are no distance apart.
         gaps[(left == right) | (left.isnan() & right.isnan())] = 0.0
-        gaps.nan_to_num_(nan=math.inf, posinf=math.inf)
-        sizes = torch.cat([left, right]).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).abs_()
-        found.largest = max(found.largest, float(gaps.max()))
-        found.magnitude = max(found.magnitude, float(sizes.max()))
+        found.largest = max(found.largest, float(gaps.nan_to_num_(nan=inf, posinf=inf).max()))
+
+
+def _magnitude(part: Tensor) -> float:
+    """The largest finite absolute value."""
+    plain = part if part.dtype in _QUICK else part.double()
+    low, high = plain.aminmax()
+    size = max(-float(low), float(high))
+    return (
+        size
+        if isfinite(size)
+        else float(plain.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).abs_().max())
+    )

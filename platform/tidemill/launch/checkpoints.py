@@ -16,7 +16,7 @@ from tidemill.checkpoint.manifest import CHECKPOINTS
 from tidemill.checkpoint.pruning import Signs, carry_out, judge, why_left_over
 from tidemill.checkpoint.retention import Keep
 from tidemill.errors import CheckpointError, StorageError
-from tidemill.launch.listing import tell_anatomy, tell_differences, tell_row, tell_rows
+from tidemill.launch.listing import tell_anatomy, tell_differences, tell_inventory, tell_row
 from tidemill.report.desk import Desk
 from tidemill.report.events import read_events
 from tidemill.report.inventory import (
@@ -117,7 +117,7 @@ def find(run: Location, step: int, key: str = "step") -> Held:
 
 def list_all(run: Location) -> Inventory:
     """All checkpoints of a run."""
-    return Inventory(place=str(run), checkpoints=tell_rows(survey(run)))
+    return tell_inventory(run, survey(run))
 
 
 def show(run: Location, step: int) -> Anatomy:
@@ -177,8 +177,8 @@ def prune(run: Location, keep: Keep, desk: Desk, *, apply: bool) -> Pruning:
         place=str(run),
         applied=apply,
         fates=tuple(
-            Fate(checkpoint=row, stays=verdict.stays, why=verdict.why)
-            for row, verdict in zip(tell_rows(found), verdicts, strict=True)
+            Fate(checkpoint=tell_row(verdict.held), stays=verdict.stays, why=verdict.why)
+            for verdict in verdicts
         ),
     )
 

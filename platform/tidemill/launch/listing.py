@@ -16,6 +16,7 @@ from tidemill.report.inventory import (
     Change,
     Differences,
     FileRow,
+    Inventory,
     KindChange,
     Row,
     TensorChange,
@@ -28,13 +29,16 @@ if TYPE_CHECKING:
     from tidemill.checkpoint.compare import Comparison, Difference
 
 
-def tell_rows(found: Sequence[Held]) -> tuple[Row, ...]:
+def tell_inventory(run: Location, found: Sequence[Held]) -> Inventory:
     """A row for each of a run's checkpoints, which come newest first."""
-    newest = next((held for held in found if held.is_whole), None)
-    return tuple(tell_row(held, newest=held is newest) for held in found)
+    return Inventory(
+        place=str(run),
+        newest=next((held.place.name for held in found if held.is_whole), ""),
+        checkpoints=tuple(tell_row(held) for held in found),
+    )
 
 
-def tell_row(held: Held, *, newest: bool = False) -> Row:
+def tell_row(held: Held) -> Row:
     """What fits into a line of a table."""
     row = Row(
         name=held.place.name,
@@ -42,7 +46,6 @@ def tell_row(held: Held, *, newest: bool = False) -> Row:
         attempt=held.attempt,
         state=held.condition.value,
         problem=held.problem,
-        newest=newest,
         bytes=held.size,
         at_s=held.changed_s or None,
         origin={},

@@ -45,7 +45,7 @@ def make_table(*heads: str) -> Table:
 
 def say_state(row: Row) -> Text:
     """What it is, in its colour."""
-    return Text(row.state, STYLES.get(row.state, "")).append(", newest" if row.newest else "")
+    return Text(row.state, STYLES.get(row.state, ""))
 
 
 def say_problem(row: Row) -> Text:

@@ -1,6 +1,7 @@
 """Where answers about checkpoints are given: text or JSON on standard output, progress beside it.
 
-Progress goes to standard error and only to a terminal, so an answer can be piped from the first.
+Progress is shown on a terminal only: that of the answer, or else that of standard error, so an
+answer can be piped and still be waited for in company.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ import dataclasses
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from tidemill.report.inventory import Page, Proof
 from tidemill.report.pages import make_page, make_proof_line
+from tidemill.report.quantities import show_bytes
 
 WIDTH_OF_A_PIPE = 120
 
@@ -30,7 +32,7 @@ class Desk:
     Args:
         as_json: One JSON value instead of text.
         console: Where to; standard output by default.
-        progress: Where progress is shown; standard error by default.
+        progress: Where progress is shown, if that is a terminal.
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class Desk:
         self._console = console or Console(highlight=False)
         if console is None and not self._console.is_terminal and "COLUMNS" not in os.environ:
             self._console.width = WIDTH_OF_A_PIPE
-        self._progress = progress or Console(stderr=True)
+        # One terminal has one console: a second one would write into the first one's bar.
+        beside = self._console if self._console.is_terminal else Console(stderr=True)
+        self._progress = progress or beside
 
     def answer(self, page: Page) -> None:
         """Give the answer."""
@@ -70,16 +74,24 @@ class Desk:
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            _Amount(),
             console=self._progress,
             transient=True,
             disable=not self._progress.is_terminal,
-            redirect_stdout=sys.stdout.isatty(),
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         with bar:
             task = bar.add_task(what, total=total)
             yield lambda size: bar.advance(task, size)
+
+
+class _Amount(ProgressColumn):
+    """How much there is, how much has been read, and how fast."""
+
+    def render(self, task: Task) -> Text:
+        done = f"{show_bytes(task.completed)} of {show_bytes(task.total or 0)}"
+        return Text(f"{done}, {show_bytes(task.speed)}/s" if task.speed else done)
 
 
 def _finite(value: Any) -> Any:

@@ -22,7 +22,6 @@ class Row:
         attempt: The attempt that saved it.
         state: `whole`, `corrupt`, `torn` or `unreadable`.
         problem: Why it is not whole.
-        newest: Whether it is the newest that is whole.
         loss: Training loss of its last step, nats per target.
         val_loss: Held-out loss at that step.
         world: Ranks that saved it.
@@ -38,7 +37,6 @@ class Row:
     attempt: int
     state: str
     problem: str = ""
-    newest: bool = False
     loss: float | None = None
     val_loss: float | None = None
     world: int | None = None
@@ -51,9 +49,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """All checkpoints of a run, newest first; `place` is the run's directory."""
+    """All checkpoints of a run, newest first.
+
+    Attributes:
+        place: The run's directory.
+        newest: Name of the newest that is whole, empty if none is.
+        checkpoints: A row for each.
+    """
 
     place: str
+    newest: str
     checkpoints: tuple[Row, ...]
 
 

@@ -84,11 +84,12 @@ def _inventory(page: Inventory, now_s: float) -> Iterator[RenderableType]:
     if origin := next((told for row in rows if (told := say_origin(row.origin))), ""):
         yield Text(f"started from {origin}")
     yield Text()
-    yield _shelf(rows, now_s)
+    yield _shelf(page, now_s)
     yield from _problems(rows)
 
 
-def _shelf(rows: Sequence[Row], now_s: float) -> Table:
+def _shelf(page: Inventory, now_s: float) -> Table:
+    rows = page.checkpoints
     measured = any(row.val_loss is not None for row in rows)
     several = len({row.step for row in rows}) < len(rows)
     heads = [">step", *([">attempt"] if several else []), ">loss", *([">val"] if measured else [])]
@@ -105,8 +106,8 @@ def _shelf(rows: Sequence[Row], now_s: float) -> Table:
             made,
             show_bytes(row.bytes),
             say_age(row, now_s),
-            say_state(row),
-            style="bold" if row.newest else "",
+            say_state(row).append(", newest" if row.name == page.newest else ""),
+            style="bold" if row.name == page.newest else "",
         )
     return table
 
