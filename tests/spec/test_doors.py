@@ -75,7 +75,8 @@ def test_looking_at_checkpoints_needs_sense(action: str, bad: dict[str, Any], ke
 
 def test_any_rule_says_what_to_keep() -> None:
     for rule in ("keep_last", "keep_best", "keep_every_steps"):
-        CheckpointsSpec(action=Action.prune, run="a", **{rule: 1})
+        fields: dict[str, Any] = {rule: 1}
+        CheckpointsSpec(action=Action.prune, run="a", **fields)
 
 
 def test_a_comparison_needs_two() -> None:
