@@ -24,7 +24,7 @@ from tidemill.storage import Location
 
 ALIGNMENT = 64
 """Every piece begins at a multiple of this many bytes, so that files can be memory-mapped."""
-WINDOW = 4 * BLOCK
+WINDOW = 64 * BLOCK
 """Most bytes on their way at once."""
 GAP = 64 * 2**10
 """Unneeded bytes worth reading to save a request to an object store."""
