@@ -1,11 +1,13 @@
-"""A node is lost between two uploads: the run goes on from the memory of those that are left."""
+"""A node or a driver is lost between two uploads: the run goes on from the memory of nodes."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -20,6 +22,7 @@ from tidemill.data.corpus import Corpus, open_stream
 from tidemill.spec.base import from_plain
 from tidemill.spec.progress import Cursor, EventKind, World
 from tidemill.spec.run import RunSpec
+from tidemill.storage import Location
 from tidemill.train.engine import build_engine
 from tidemill.train.guard import Guard
 from tidemill.train.loop import Parts, train
@@ -112,19 +115,13 @@ def _called(cluster: Nodes, node: str, title: str) -> list[psutil.Process]:
     return found
 
 
-def _wait_for(done: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + PATIENCE_S
-    while not done():
-        assert time.monotonic() < until_s
-        time.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_a_lost_node_costs_the_steps_since_the_snapshot(place: Path, cluster: Nodes) -> None:
-    run = run_at(place, "lost")
-    with door_ajar(
+def _opened(
+    place: Path, cluster: Nodes, name: str
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """The door of a run on two workers that would first save at its end."""
+    return door_ajar(
         "train",
-        "name=lost",
+        f"name={name}",
         f"steps={STEPS}",
         "strategy=ddp",
         "model=custom",
@@ -142,28 +139,56 @@ def test_a_lost_node_costs_the_steps_since_the_snapshot(place: Path, cluster: No
         "report.eval_every_steps=0",
         cwd=place,
         env={"RAY_ADDRESS": cluster.address, "PYTHONPATH": f"{place}:{ROOT / 'platform'}"},
-    ) as driver:
+    )
 
-        def kept() -> list[int]:
-            assert driver.poll() is None, driver.communicate()
-            return [event.fields["step"] for event in events_of(run, EventKind.near_kept)]
 
-        _wait_for(lambda: max(kept(), default=0) >= KILLED_AFTER)
-        assert not committed(run)
-        assert sum(bool(_called(cluster, node, "Vault")) for node in cluster.ids) == 2
-        _, *others = cluster.ids
-        lost = next(node for node in others if _called(cluster, node, "RayTrainWorker"))
-        newest = max(kept())
-        cluster.lose(lost)
-        _, err = driver.communicate(timeout=PATIENCE_S)
-    assert driver.returncode == 0, err
+def _wait_for_copies(driver: subprocess.Popen[str], run: Location) -> int:
+    """Wait until a snapshot is near that is of step `KILLED_AFTER` at least; its step."""
+    until_s = time.monotonic() + PATIENCE_S
+    newest = 0
+    while newest < KILLED_AFTER:
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+        kept = [event.fields["step"] for event in events_of(run, EventKind.near_kept)]
+        newest = max(kept, default=0)
+    assert not committed(run)
+    return newest
 
+
+def _check_end(place: Path, cluster: Nodes, run: Location, newest: int) -> None:
+    """The run went on from a near copy of step `newest` or later, and nothing else shows."""
     (restored,) = events_of(run, EventKind.restored)
     assert restored.fields["source"] == "near"
-    assert restored.fields["step"] >= newest >= KILLED_AFTER
+    assert restored.fields["step"] >= newest
     taken = [event for event in events_of(run, EventKind.step) if event.attempt == 1]
     assert restored.fields["step"] <= len(taken) < restored.fields["step"] + 4 * EVERY
     assert not [node for node in cluster.ids if _called(cluster, node, "Vault")]
     undisturbed, _ = run_world(_undisturbed, 2, str(place), run.path)
     assert len(undisturbed) == STEPS
     assert curve_of(run) == pytest.approx(undisturbed, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_the_steps_since_the_snapshot(place: Path, cluster: Nodes) -> None:
+    run = run_at(place, "lost")
+    with _opened(place, cluster, "lost") as driver:
+        newest = _wait_for_copies(driver, run)
+        assert sum(bool(_called(cluster, node, "Vault")) for node in cluster.ids) == 2
+        _, *others = cluster.ids
+        cluster.lose(next(node for node in others if _called(cluster, node, "RayTrainWorker")))
+        _, err = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0, err
+    _check_end(place, cluster, run, newest)
+
+
+@pytest.mark.slow
+def test_a_driver_that_was_killed_is_followed_by_another(place: Path, cluster: Nodes) -> None:
+    run = run_at(place, "orphaned")
+    with _opened(place, cluster, "orphaned") as driver:
+        newest = _wait_for_copies(driver, run)
+        driver.kill()
+    with _opened(place, cluster, "orphaned") as driver:
+        _, err = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0, err
+    _check_end(place, cluster, run, newest)
