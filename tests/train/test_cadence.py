@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests.kit.training import tiny_run
 from tidemill.spec.checkpoint import CheckpointSpec
 from tidemill.spec.progress import Cursor, State
 from tidemill.train.cadence import Cadence
+
+LAST = 30
 
 
 class Notes:
@@ -37,7 +40,8 @@ class Notes:
 
 def _cadence(store: Notes, requests: Any = (), **policy: Any) -> Cadence:
     asked = itertools.chain(requests, itertools.repeat(False))
-    return Cadence(CheckpointSpec(**policy), store, lambda: State({}), lambda: next(asked))
+    run = tiny_run(steps=LAST, checkpoint=CheckpointSpec(**policy))
+    return Cadence(run, store, lambda: State({}), lambda: next(asked))
 
 
 def _live(cadence: Cadence, steps: int, *, busy: bool = False) -> None:
@@ -93,3 +97,11 @@ def test_near_snapshots_are_taken_between_and_do_not_wait(busy: bool) -> None:
     near = [] if busy else [(2, False), (6, False)]
     assert [item for item in store.saved if not item[1]] == near
     assert [item for item in store.saved if item[1]] == [(4, True), (8, True)]
+
+
+def test_the_last_step_is_committed_and_not_kept_near_first() -> None:
+    store = Notes()
+    cadence = _cadence(store, every_steps=0, near_gib=1.0, near_every_steps=10)
+    _live(cadence, LAST)
+    cadence.finish(Cursor(step=LAST, samples=LAST), {})
+    assert store.saved == [(10, False), (20, False), (LAST, True)]

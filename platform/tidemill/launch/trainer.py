@@ -93,7 +93,7 @@ def _near_memory(ready: Preflight) -> contextlib.AbstractContextManager[None]:
     """Whoever looks after the memory of nodes that holds snapshots, if any is to."""
     if not ready.spec.checkpoint.near_gib:
         return contextlib.nullcontext()
-    key = run_key(str(ready.run), ready.spec.digest(), ready.corpus.digest)
+    key = run_key(ready.run, ready.spec, ready.corpus.digest)
     return tended(key, anew=ready.launch == 1)
 
 

@@ -22,6 +22,8 @@ from tidemill.checkpoint import manifest as manifests
 from tidemill.errors import CorruptCheckpoint
 from tidemill.launch.failure import one_line
 from tidemill.launch.vault import Held, Vault
+from tidemill.spec.run import RunSpec
+from tidemill.storage import Location
 
 NAMESPACE = "tidemill"
 """Of all vaults; workers live in that of their driver, which has a random name."""
@@ -37,9 +39,19 @@ log = logging.getLogger(__name__)
 Key = TypeVar("Key")
 
 
-def run_key(*parts: str) -> str:
-    """What the vaults of a run are called: by its place and by what it computes from what."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def run_key(run: Location, spec: RunSpec, corpus: str) -> str:
+    """What the vaults of a run are called: by its place, and by what it computes from what.
+
+    Args:
+        run: The run's directory.
+        spec: The run.
+        corpus: Digest of what it learns from.
+    """
+    policy = spec.checkpoint
+    origin = (policy.init_from, policy.from_run, str(policy.from_step))
+    return hashlib.sha256(
+        "\n".join((str(run), spec.digest(), corpus, *origin)).encode()
+    ).hexdigest()[:16]
 
 
 def open_vault(run: str, node: str, idle_s: float = IDLE_S) -> Any:

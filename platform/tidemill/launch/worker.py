@@ -157,7 +157,7 @@ def _near(
     """This rank's way to the memory of nodes. Collective."""
     node = ray.get_runtime_context().get_node_id()
     return NearMemory(
-        run_key(str(run), spec.digest(), corpus.digest),
+        run_key(run, spec, corpus.digest),
         attempt=world.attempt,
         workers=exchange.all_gather(node),
         rank=world.rank,

@@ -32,7 +32,8 @@ class CheckpointSpec(Spec):
         verify: `full` compares every byte that is read with its checksum, `size` only sizes.
         retry_for_s: Seconds for which a failing save is tried again, with growing pauses.
         near_gib: Host memory per node for copies of the newest snapshot, on its own node and on
-            one other; 0 keeps none.
+            one other; 0 keeps none. A node needs four times what its ranks save: their own and
+            those of another node, the newest and, until that is complete, the one before.
         near_every_steps: Steps between snapshots that go to that memory only; 0 takes none.
         init_from: A safetensors file, or a directory of them, whose weights a fresh run starts
             from; a path or a URI.

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from tidemill.spec.checkpoint import CheckpointSpec
 from tidemill.spec.progress import Cursor, State
+from tidemill.spec.run import RunSpec
 
 
 class CheckpointStore(Protocol):
@@ -41,7 +41,7 @@ class Cadence:
     """Saves the state of one attempt when it is due.
 
     Args:
-        spec: When that is.
+        spec: When that is, and which step is the last.
         store: Where it goes.
         look: Gives this rank's state.
         requested: Whether somebody asked this rank for a checkpoint since the last call.
@@ -49,12 +49,13 @@ class Cadence:
 
     def __init__(
         self,
-        spec: CheckpointSpec,
+        spec: RunSpec,
         store: CheckpointStore,
         look: Callable[[], State],
         requested: Callable[[], bool],
     ) -> None:
-        self._spec = spec
+        self._spec = spec.checkpoint
+        self._last = spec.steps
         self._store = store
         self._look = look
         self._requested = requested
@@ -84,7 +85,9 @@ class Cadence:
         """
         if asked or _due(cursor.step, self._spec.every_steps):
             self._save(cursor, metrics)
-        elif not busy and _due(cursor.step, self._spec.near_every_steps):
+        elif (
+            not busy and cursor.step < self._last and _due(cursor.step, self._spec.near_every_steps)
+        ):
             self._store.save(self._look(), cursor, metrics, commit=False)
 
     def finish(self, cursor: Cursor, metrics: Mapping[str, float]) -> None:

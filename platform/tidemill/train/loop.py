@@ -116,7 +116,7 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
         state = engine.state()
         return State(state.tensors, state.scalars | {"guard": guard.state()})
 
-    cadence = Cadence(spec.checkpoint, parts.store, look, parts.save_requested)
+    cadence = Cadence(spec, parts.store, look, parts.save_requested)
     metrics, began_s = {"loss": math.nan}, time.perf_counter()
     while cursor.step < spec.steps:
         started_s = time.perf_counter()
