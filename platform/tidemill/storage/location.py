@@ -1,9 +1,10 @@
 """Places in filesystems, and how a URI becomes one.
 
 How long an unreachable bucket can hold a verb up: each request has `CONNECT_S` to connect and may
-be silent for `SILENCE_S`, and is repeated `RETRIES` times with waits that double from 25 ms, 26
-seconds in sum. So a closed port is an error after 26 seconds, a host that does not answer after 81,
-and a server that accepts and says nothing after 136. Google's client is held to `GOOGLE_S`.
+be silent for `SILENCE_S`, and is repeated `RETRIES` times with waits that double, 26 seconds in
+sum. As measured: a closed port is an error after 26 seconds, a host that does not answer after 81,
+a server that accepts and says nothing after 136 (213 for what is written), and one that throttles
+for ever after 78 (see `faults`). Google's client is held to `GOOGLE_S`.
 """
 
 from __future__ import annotations

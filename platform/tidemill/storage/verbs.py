@@ -11,7 +11,7 @@ import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -149,8 +149,8 @@ def _probe(probe: Location) -> None:
     for left in reversed(range(8)):
         try:
             make_durable(path.parent)
-            path.write_bytes(b"tidemill")
-            sync_path(path)
+            with path.open("wb") as file:
+                _fill(file, b"tidemill")
             break
         except (FileNotFoundError, FileExistsError):  # another check has removed what it had made
             if not left:
@@ -185,13 +185,17 @@ def _publish(target: Path, content: bytes) -> None:
     make_durable(target.parent)
     try:
         with hidden.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            _fill(file, content)
         hidden.replace(target)
     finally:
         hidden.unlink(missing_ok=True)
     sync_path(target.parent)
+
+
+def _fill(file: IO[bytes], content: bytes) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _remove(location: Location) -> None:
