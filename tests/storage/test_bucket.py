@@ -212,7 +212,8 @@ try:
         file.write(bytes(12 * 2**20))
         raise ValueError
 except ValueError:
-    gc.collect()
+    del file
+gc.collect()
 """
 
 
