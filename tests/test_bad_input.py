@@ -162,7 +162,7 @@ MISTAKES = {
         typed=(*RUN, "storage=occupied/runs"),
         prepare=holding({"occupied": b"a file"}),
         key="storage: ",
-        told="cannot list {place}/occupied/runs/mill/checkpoints: a file is in the way of a directory",
+        told="{place}/occupied/runs/mill/checkpoints: a file is in the way of a directory",
         remedy="; choose a storage= that this machine can read and write",
     ),
     # An earlier run.

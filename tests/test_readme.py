@@ -11,16 +11,18 @@ import pytest
 
 from tidemill.compose import compose
 from tidemill.spec.base import Spec
-from tidemill.spec.doors import ExportSpec, GenerateSpec
+from tidemill.spec.doors import CheckpointsSpec, ExportSpec, GenerateSpec
 from tidemill.spec.run import RunSpec
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-DOORS: dict[str, tuple[str, type[Spec]]] = {
-    "train": ("config", RunSpec),
-    "generate": ("generate", GenerateSpec),
-    "export": ("export", ExportSpec),
+GUIDE = (ROOT / "docs/checkpoints.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README + GUIDE, re.DOTALL)
+DOORS: dict[str, tuple[str, type[Spec], str]] = {
+    "train": ("config", RunSpec, ""),
+    "generate": ("generate", GenerateSpec, ""),
+    "export": ("export", ExportSpec, ""),
+    "checkpoints": ("checkpoints", CheckpointsSpec, "action"),
 }
 COMMANDS = [
     line.partition("jobs/")[2]
@@ -38,11 +40,12 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes(command: str) -> None:
     door, *arguments = shlex.split(command, comments=True)
-    config_name, schema = DOORS[door.removesuffix(".py")]
+    config_name, schema, verbs = DOORS[door.removesuffix(".py")]
     overrides = [argument for argument in arguments if argument != "-m"]
     if "-m" in arguments:
         overrides = [re.sub(r",.*", "", override) for override in overrides]
-    assert isinstance(compose(overrides, config_name=config_name, schema=schema), schema)
+    spec = compose(overrides, config_name=config_name, schema=schema, verbs=verbs)
+    assert isinstance(spec, schema)
 
 
 def test_every_link_leads_somewhere() -> None:

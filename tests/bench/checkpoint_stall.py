@@ -1,14 +1,16 @@
 """Training time lost per save, against `torch.save` and PyTorch's own asynchronous checkpoints.
 
 One process trains a GPT under the real DDP engine and saves all of its state: weights and both
-moments of Adam. What is lost to a save is the time from asking for it to the end of the next step,
-less an ordinary step, so waiting, copying and crowding out all count. torch gets one of the two
-cores and the other one is free, as host cores are beside a GPU.
+moments of Adam. torch gets one of the two cores and the other one is free, as host cores are beside
+a GPU, and memory is kept as in Tidemill's workers; all of that is the same for every arm.
 
-    stall_vs_torch_save      lost to ours / lost to torch.save, worst of the sizes
-    stall_vs_dcp_async       lost to ours / lost to the best of dcp.async_save's settings, the same
-    step_while_persisting    later steps with a save in flight / ordinary steps, the same
-    bytes_vs_raw             bytes on disk / bytes of the tensors, the same
+    stall_vs_torch_save      time training stands still per save, over that of torch.save
+    stall_vs_dcp_async       the same over dcp.async_save with the settings that serve it best
+    step_while_persisting    steps with a save in flight, its standstill apart, over ordinary steps
+    bytes_vs_raw             bytes on disk / bytes of the tensors
+
+Each is the worst of the sizes. `lost_s` in the raw figures is the time from asking for a save to
+the end of the next step, less an ordinary step, so there standstill and slower steps are one.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "platform")]
-os.environ["OMP_NUM_THREADS"] = "1"
+
+from tidemill.train.host import ALLOCATOR
+
+if not os.environ.items() >= {**ALLOCATOR, "OMP_NUM_THREADS": "1"}.items():
+    os.environ |= {**ALLOCATOR, "OMP_NUM_THREADS": "1"}
+    # glibc reads them once
+    os.execv(sys.executable, [sys.executable, *sys.argv])  # noqa: S606
 
 import torch
 import torch.distributed as dist
@@ -62,23 +70,27 @@ class Training:
     Attributes:
         engine: Real, under DDP with one rank.
         before_update: Called when the optimizer is about to change the state.
+        waited_s: Seconds that this took in the last step.
         number: Steps taken.
     """
 
     engine: TorchEngine
     batch: Batch
     before_update: Callable[[], object] = lambda: None
+    waited_s: float = 0.0
     number: int = 0
 
     def step(self) -> float:
-        """Take one; give its seconds."""
+        """Take one; give its seconds without those in `before_update`."""
         began_s = time.perf_counter()
         total = self.engine.accumulate(self.batch, 1.0 / SEQUENCE, last=True)
+        waits_s = time.perf_counter()
         self.before_update()
+        self.waited_s = time.perf_counter() - waits_s
         self.engine.step(1e-4)
         float(total)
         self.number += 1
-        return time.perf_counter() - began_s
+        return time.perf_counter() - began_s - self.waited_s
 
 
 @dataclass(slots=True)
@@ -86,11 +98,13 @@ class Heard:
     """What one arm has cost.
 
     Attributes:
-        lost_s: Seconds lost per save.
-        beside: Later steps with a save in flight, over ordinary ones.
+        stall_s: Seconds that training stood still, per save.
+        lost_s: Seconds from asking for a save to the end of the next step, less an ordinary step.
+        beside: Steps with a save in flight, over ordinary ones.
         bytes: Bytes on disk of the last save.
     """
 
+    stall_s: list[float] = field(default_factory=list)
     lost_s: list[float] = field(default_factory=list)
     beside: list[float] = field(default_factory=list)
     bytes: int = 0
@@ -202,7 +216,7 @@ def measure(megabytes: int, rounds: int, scratch: Path) -> tuple[dict[str, Heard
             if number < 0:  # memory is allocated, libraries are imported
                 heard[name] = Heard()
             else:
-                print(f"{megabytes} MB round {number + 1} {name}: {cost:.4f} s lost", flush=True)
+                print(f"{megabytes} MB round {number + 1} {name}: {cost:.4f} s", flush=True)
     for name, context in opened.items():
         context.__exit__(None, None, None)
         heard[name].bytes = max(heard[name].bytes, _size(scratch / f"{megabytes}-{name}"))
@@ -213,9 +227,11 @@ def _save_once(training: Training, arm: Arm, place: Path, heard: Heard) -> float
     ordinary = statistics.median(training.step() for _ in range(ORDINARY_STEPS))
     began_s = time.perf_counter()
     done = arm(training, place)
-    training.step()
-    lost_s = time.perf_counter() - began_s - ordinary
-    heard.lost_s.append(lost_s)
+    called_s = time.perf_counter() - began_s
+    first = training.step()
+    heard.stall_s.append(called_s + training.waited_s)
+    heard.lost_s.append(time.perf_counter() - began_s - ordinary)
+    heard.beside.append(first / ordinary)
     while not done():
         heard.beside.append(training.step() / ordinary)
     training.before_update = lambda: None
@@ -223,7 +239,7 @@ def _save_once(training: Training, arm: Arm, place: Path, heard: Heard) -> float
     for path in sorted(place.rglob("*"), reverse=True):
         path.unlink()
     os.sync()  # what one arm wrote must not be another's burden
-    return lost_s
+    return heard.stall_s[-1]
 
 
 def _size(place: Path) -> int:
@@ -244,7 +260,7 @@ def _train(run: RunSpec) -> Training:
 
 def main() -> None:
     """Measure, and print the figures."""
-    rounds = parse_rounds(__doc__ or "", rounds=9, quick=2)
+    rounds = parse_rounds(__doc__ or "", rounds=5, quick=2)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.filterwarnings("ignore", module="torch")
@@ -254,22 +270,22 @@ def main() -> None:
     for megabytes in SIZES_MB:
         with tempfile.TemporaryDirectory(prefix="tidemill-stall-") as scratch:
             heard, size = measure(megabytes, rounds, Path(scratch))
-        lost = {name: statistics.median(cost.lost_s) for name, cost in heard.items()}
-        rival = min(value for name, value in lost.items() if name.startswith("dcp"))
-        beside = heard["ours"].beside
+        stall = {name: statistics.median(cost.stall_s) for name, cost in heard.items()}
+        rival = min(value for name, value in stall.items() if name.startswith("dcp"))
         figures = {
-            "stall_vs_torch_save": lost["ours"] / lost["torch_save"],
-            "stall_vs_dcp_async": lost["ours"] / rival,
-            "step_while_persisting": statistics.median(beside) if beside else 1.0,
+            "stall_vs_torch_save": stall["ours"] / stall["torch_save"],
+            "stall_vs_dcp_async": stall["ours"] / rival,
+            "step_while_persisting": statistics.median(heard["ours"].beside),
             "bytes_vs_raw": heard["ours"].bytes / size,
         }
         raw[str(megabytes)] = {
             "state_bytes": size,
+            "stall_s": {name: cost.stall_s for name, cost in heard.items()},
             "lost_s": {name: cost.lost_s for name, cost in heard.items()},
             "beside": {name: cost.beside for name, cost in heard.items()},
             **figures,
         }
-        print(f"{megabytes} MB: {lost} {figures}", flush=True)
+        print(f"{megabytes} MB: {stall} {figures}", flush=True)
         worst = {name: max(value, worst.get(name, value)) for name, value in figures.items()}
     dist.destroy_process_group()
     tell("checkpoint_stall", worst, rounds, raw)

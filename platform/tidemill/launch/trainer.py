@@ -28,6 +28,7 @@ from tidemill.launch.worker import run_worker
 from tidemill.report.live import LiveView
 from tidemill.spec.base import to_plain
 from tidemill.storage import make_directory, publish
+from tidemill.train.host import ALLOCATOR
 
 LOCAL_POLL_S = 0.2
 REMOTE_POLL_S = 2.0
@@ -173,6 +174,7 @@ def _make_trainer(ready: Preflight, scratch: str) -> TorchTrainer:
             name=f"{ready.spec.name}-a{ready.launch:04d}",
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={} if scale.gpus_per_worker else {"env_vars": ALLOCATOR},
         ),
     )
 
