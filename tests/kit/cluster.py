@@ -29,6 +29,7 @@ class Nodes:
             initialize_head=True, head_node_args={"num_cpus": head_cpus, **self._options}
         )
         self._nodes: dict[str, Any] = {}
+        self._ever: list[Any] = []
         self._note(self._cluster.head_node)
         self.address = str(self._cluster.address)
 
@@ -51,8 +52,8 @@ class Nodes:
         return self._raylet(self._nodes[node]).children(recursive=True)
 
     def close(self) -> None:
-        """End all of it."""
-        family = psutil.Process().children(recursive=True)
+        """End all of it, and nothing else: this process has other children."""
+        family = [process for node in self._ever for process in _family_of(node)]
         self._cluster.shutdown()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -61,12 +62,24 @@ class Nodes:
 
     def _note(self, node: Any) -> str:
         self._nodes[node.node_id] = node
+        self._ever.append(node)
         return node.node_id
 
     @staticmethod
     def _raylet(node: Any) -> psutil.Process:
         (info,) = node.all_processes["raylet"]
         return psutil.Process(info.process.pid)
+
+
+def _family_of(node: Any) -> list[psutil.Process]:
+    """What was started for a node and still lives."""
+    found: list[psutil.Process] = []
+    for infos in node.all_processes.values():
+        for info in infos:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(info.process.pid)
+                found += [process, *process.children(recursive=True)]
+    return found
 
 
 @contextlib.contextmanager
