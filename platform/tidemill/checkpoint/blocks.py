@@ -11,7 +11,7 @@ import hashlib
 from tidemill.errors import CorruptCheckpoint
 
 BLOCK = 256 * 2**10
-"""Bytes per block; the last one of a file may be shorter. A reader of another layout needs parts of
+"""Bytes per block, a part of the format; the last one of a file may be shorter. A reader of another layout needs parts of
 many tensors, and reads whole blocks: with 4 MiB it read, and took, half as much again."""
 DIGEST = hashlib.sha256().digest_size
 

@@ -27,7 +27,7 @@ from tidemill.launch.vaults import run_key, tended
 from tidemill.launch.worker import run_worker
 from tidemill.report.live import LiveView
 from tidemill.spec.base import to_plain
-from tidemill.storage import make_directory, publish
+from tidemill.storage import make_directory, publish, sweep_hidden
 from tidemill.train.host import ALLOCATOR
 
 LOCAL_POLL_S = 0.2
@@ -182,6 +182,7 @@ def _make_trainer(ready: Preflight, scratch: str) -> TorchTrainer:
 def _write_spec(ready: Preflight) -> None:
     """Leave spec and corpus beside the events, for people and for the other doors."""
     make_directory(ready.run)
+    sweep_hidden(ready.run)
     for name, plain in (
         ("spec.json", to_plain(ready.spec)),
         ("corpus.json", dataclasses.asdict(ready.corpus)),
