@@ -11,8 +11,9 @@ import hashlib
 from tidemill.errors import CorruptCheckpoint
 
 BLOCK = 256 * 2**10
-"""Bytes per block, a part of the format; the last one of a file may be shorter. A reader of another layout needs parts of
-many tensors, and reads whole blocks: with 4 MiB it read, and took, half as much again."""
+"""Bytes per block, the last one of a file may be shorter; a part of the format, so another value is
+another schema. A reader of another layout needs parts of many tensors, and reads whole blocks: with
+4 MiB it read, and took, half as much again."""
 DIGEST = hashlib.sha256().digest_size
 
 
