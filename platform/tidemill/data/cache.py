@@ -27,6 +27,7 @@ from tidemill.storage import (
     exists,
     explained,
     make_directory,
+    patiently,
     publish,
     read_bytes,
     remove,
@@ -97,7 +98,11 @@ def find(directory: Location) -> Index | None:
     with explained(directory, "look at"):
         infos = cast(
             "list[pafs.FileInfo]",
-            directory.filesystem.get_file_info([(directory / shard.name).path for shard in shards]),
+            patiently(
+                lambda: directory.filesystem.get_file_info(
+                    [(directory / shard.name).path for shard in shards]
+                )
+            ),
         )
     whole = all(info.size == shard.size for info, shard in zip(infos, shards, strict=True))
     return index if whole else None

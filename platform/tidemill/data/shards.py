@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tidemill.errors import DataError
-from tidemill.storage import Location, explained, locate, open_output
+from tidemill.storage import Location, explained, locate, open_output, patiently
 
 COLUMN = "tokens"
 BATCH_TOKENS = 2**17  # at 2 bytes each, a range read whose transfer is shorter than its latency
@@ -255,7 +255,7 @@ class PackedTokens:
         try:
             reader, lock = self._reader(shard)
             with lock:
-                return reader.get_batch(batch).column(0).to_numpy()
+                return patiently(lambda: reader.get_batch(batch)).column(0).to_numpy()
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
@@ -267,10 +267,12 @@ class PackedTokens:
         with self._lock:
             if shard not in self._readers:
                 place = self._directory / self._shards[shard].name
-                source = (
-                    pa.memory_map(place.path)
+                reader = (
+                    pa.ipc.open_file(pa.memory_map(place.path))
                     if place.is_local
-                    else place.filesystem.open_input_file(place.path)
+                    else patiently(
+                        lambda: pa.ipc.open_file(place.filesystem.open_input_file(place.path))
+                    )
                 )
-                self._readers[shard] = (pa.ipc.open_file(source), threading.Lock())
+                self._readers[shard] = (reader, threading.Lock())
             return self._readers[shard]

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from tidemill.errors import DataError
-from tidemill.storage import Location, explained, locate
+from tidemill.storage import Location, explained, locate, patiently
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +135,9 @@ def _expand(path: str, exclude: Sequence[str], walked: str) -> list[SourceFile]:
     base, glob = _split_at_pattern(path)
     location = locate(base)
     with explained(location, "look at"):
-        info = cast("pafs.FileInfo", location.filesystem.get_file_info(location.path))
+        info = patiently(
+            lambda: cast("pafs.FileInfo", location.filesystem.get_file_info(location.path))
+        )
     if not glob and info.type is pafs.FileType.NotFound:
         raise DataError(f"data.paths: {path} does not exist; correct it or create it")
     if not glob and info.type is not pafs.FileType.Directory:
@@ -177,7 +179,9 @@ def _walk(
     """
     with explained(root, "list"):
         selector = pafs.FileSelector(root.path, allow_not_found=True)
-        infos = cast("list[pafs.FileInfo]", root.filesystem.get_file_info(selector))
+        infos = patiently(
+            lambda: cast("list[pafs.FileInfo]", root.filesystem.get_file_info(selector))
+        )
     for info in sorted(infos, key=lambda info: info.base_name):
         below = (*above, info.base_name)
         location = root / info.base_name

@@ -130,7 +130,8 @@ def _saves(spec: RunSpec) -> list[str]:
     kept += [f"best {chosen.keep_best}"] if chosen.keep_best else []
     kept += [f"one per {_of(chosen.keep_every_steps, 'step')}"] if chosen.keep_every_steps else []
     facts = [f"every {' or '.join(due)}"] if due else []
-    facts += ["at the end", f"{' + '.join(kept)} kept in {spec.storage.rstrip('/')}/{spec.name}"]
+    place = spec.storage.partition("?")[0] if "://" in spec.storage else spec.storage
+    facts += ["at the end", f"{' + '.join(kept)} kept in {place.rstrip('/')}/{spec.name}"]
     if chosen.near_gib:
         near = chosen.near_every_steps
         when = f"every {_of(near, 'step')}" if near else "of each"

@@ -8,7 +8,7 @@ for a moment is tried again here; what stays broken is a `StorageError` within b
 
 from __future__ import annotations
 
-from tidemill.storage.faults import explained
+from tidemill.storage.faults import explained, patiently
 from tidemill.storage.location import Location, locate
 from tidemill.storage.streams import open_input, open_output
 from tidemill.storage.verbs import (
@@ -35,6 +35,7 @@ __all__ = [
     "make_directory",
     "open_input",
     "open_output",
+    "patiently",
     "publish",
     "read_bytes",
     "remove",
