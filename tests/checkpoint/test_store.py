@@ -272,6 +272,20 @@ def test_a_sweep_takes_only_uncommitted_directories_of_earlier_attempts(tmp_path
     ]
 
 
+def test_what_lands_after_the_sweep_goes_with_the_next_commit(tmp_path: Path) -> None:
+    _commit(_here(tmp_path), whole(make_tensors(1)), 1)
+    store = _here(tmp_path, attempt=2)
+    assert store.sweep() == []
+    for name in ("step-0000000002-a0001", "step-0000000009-a0003"):
+        storage.publish(locate(str(tmp_path)) / "checkpoints" / name / "rank-00000.bin", b"late")
+    _commit(store, whole(make_tensors(2)), 2)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        "step-0000000001-a0001",
+        "step-0000000002-a0002",
+        "step-0000000009-a0003",
+    }
+
+
 # --- what a disk does ------------------------------------------------------------------------
 
 

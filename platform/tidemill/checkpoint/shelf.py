@@ -81,15 +81,16 @@ class Shelf:
         """Remove what no rule keeps; a failure costs disk, not the run.
 
         A refused checkpoint ahead of the run is left alone until the run has passed it: it may be
-        whole after all, on a better day of the network.
+        whole after all, on a better day of the network. And litter is looked for again: the last
+        request of a killed attempt may have reached a bucket after the sweep of this one.
         """
         self._known[newest.name] = _candidate(newest)
         try:
-            passed = [
-                place
-                for place in manifest.committed(self.run)
-                if _step(place) <= newest.cursor.step
-            ]
+            committed, torn = self._look_around()
+            for place in torn:
+                if _attempt(place) < newest.attempt:
+                    storage.remove(place)
+            passed = [place for place in committed if _step(place) <= newest.cursor.step]
             sound = [place.name for place in passed if place.name not in self.refused]
             kept = choose_kept([self._look(name) for name in sound], self._keep) | {newest.name}
             for place in passed:
@@ -108,14 +109,18 @@ class Shelf:
         Raises:
             StorageError: One cannot be removed.
         """
-        torn = [
-            place
-            for place in manifest.directories(self.run)
-            if _attempt(place) < attempt and not storage.exists(place / MANIFEST)
-        ]
-        for place in torn:
+        litter = [place for place in self._look_around()[1] if _attempt(place) < attempt]
+        for place in litter:
             storage.remove(place)
-        return [place.name for place in torn]
+        return [place.name for place in litter]
+
+    def _look_around(self) -> tuple[list[Location], list[Location]]:
+        """The directories with a manifest, and those without, newest first."""
+        committed: list[Location] = []
+        torn: list[Location] = []
+        for place in manifest.directories(self.run):
+            (committed if storage.exists(place / MANIFEST) else torn).append(place)
+        return committed, torn
 
     def _look(self, name: str) -> Candidate:
         """What the rules want to know; only the search for the best needs to read a manifest."""
