@@ -134,8 +134,7 @@ def test_a_lost_worker_is_replaced_and_a_stop_saves_first(
 ) -> None:
     """SIGKILL of one worker, then SIGTERM; tests/system/test_ray_job.py stops with SIGINT."""
     run = run_at(place, "stopped")
-    near = ("checkpoint.near_gib=0.1", "checkpoint.near_every_steps=2")
-    with door_ajar("train", *_arguments("stopped"), *near, "steps=100000", cwd=place) as driver:
+    with door_ajar("train", *_arguments("stopped"), "steps=100000", cwd=place) as driver:
         wait_for_step(run, KILLED_AFTER, driver)
         family = psutil.Process(driver.pid).children(recursive=True)
         worker = next(child for child in family if "RayTrainWorker" in _name(child))
