@@ -11,8 +11,9 @@ import yaml
 from tidemill.compose import compose
 from tidemill.plan.run import count_parameters, describe, make_run_plan
 from tidemill.spec.base import from_plain, to_plain
-from tidemill.spec.doors import Action, CheckpointsSpec, ExportSpec, GenerateSpec
+from tidemill.spec.doors import Action, AuditSpec, CheckpointsSpec, ExportSpec, GenerateSpec
 from tidemill.spec.keys import groups_of, keys_of
+from tidemill.spec.replay import ReplaySpec
 from tidemill.spec.run import DeepSpeedSpec, RunSpec
 from tidemill.spec.training import AdamWSpec, GptSpec, PrecisionKind, TextSpec
 
@@ -148,6 +149,14 @@ def test_small_doors_compose() -> None:
             ),
             CheckpointsSpec(action=Action.list, run="a"),
         ),
+        (
+            lambda: compose(["run=a"], config_name="audit", schema=AuditSpec),
+            AuditSpec(run="a"),
+        ),
+        (
+            lambda: compose([], config_name="replay", schema=ReplaySpec),
+            ReplaySpec(),
+        ),
     )
     for act, expected in typed:
         assert act() == expected
@@ -160,6 +169,8 @@ def test_small_doors_compose() -> None:
         ("generate", GenerateSpec),
         ("export", ExportSpec),
         ("checkpoints", CheckpointsSpec),
+        ("audit", AuditSpec),
+        ("replay", ReplaySpec),
     ],
 )
 def test_help_shows_only_keys_that_exist(door: str, schema: type[RunSpec]) -> None:

@@ -7,9 +7,12 @@
     ├── CheckpointError         no checkpoint fits, or none is readable
     │   └── CorruptCheckpoint   one checkpoint failed its own size or checksum
     └── TrainingError           the run started and then failed; carries the worker's traceback
+        └── HopelessError       ... and is not worth another try
 
-Doors (`jobs/`) turn the first four into exit code 2, because nothing has been spent yet, and a
-`TrainingError` into exit code 1. Everything else is a bug in Tidemill and keeps its traceback.
+Doors (`jobs/`) turn the first four into exit code 2, because nothing has been spent yet, a
+`TrainingError` into exit code 1, because the same command may go on, and a `HopelessError` into
+exit code 3, because it would not. Everything else is a bug in Tidemill, keeps its traceback, and is
+exit code 1.
 """
 
 from __future__ import annotations
@@ -76,3 +79,9 @@ class TrainingError(TidemillError):
     def __reduce__(self) -> tuple[type[TrainingError], tuple[str, str, int | None]]:
         """Survive the way from a worker to the driver."""
         return type(self), (str(self), self.details, self.rank)
+
+
+class HopelessError(TrainingError):
+    """The run failed, and is not worth another try: it would fail like that again."""
+
+    exit_code = 3

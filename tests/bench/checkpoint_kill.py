@@ -121,6 +121,9 @@ class Reporter:
         if kind is EventKind.checkpoint_saved:
             self._board.commit(fields["step"])
 
+    def flush(self) -> None:
+        """See `Recorder.flush`."""
+
 
 def content_of(step: int, number: int) -> torch.Tensor:
     """What tensor `number` holds after `step` steps; every element depends on both."""

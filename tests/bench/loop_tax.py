@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from tests.bench.contract import alternate, parse_rounds, ratio, tell
-from tests.kit.training import NoSamples, NoStore
+from tests.kit.training import NoKeeper, NoSamples, NoStore
 from tidemill.compose import compose
 from tidemill.data.corpus import open_stream, prepare_corpus
 from tidemill.launch.stop import StopWatch
@@ -43,6 +43,7 @@ from tidemill.train.guard import Guard
 from tidemill.train.loop import Parts, train
 from tidemill.train.model import build_model
 from tidemill.train.optim import lr_at, make_optimizer
+from tidemill.train.pulse import Pulse
 from tidemill.train.strategy.deepspeed_setup import make_config
 
 BLOCK_STEPS = 2  # short, so that both arms see the same weather on a shared machine
@@ -67,9 +68,12 @@ def ours(spec: RunSpec, place: Location) -> Generator[float]:
         held_out=NoSamples(),
         byte_level=True,
         store=NoStore(),
+        keeper=NoKeeper(),
+        pulse=Pulse(),
         recorder=log,
         stop_requested=watch.requested,
         save_requested=lambda: False,
+        leave_requested=lambda: False,
     )
     try:
         while True:

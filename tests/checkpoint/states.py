@@ -46,6 +46,9 @@ class Deaf:
     def record(self, kind: EventKind, **fields: Any) -> None:
         """See `Recorder.record`."""
 
+    def flush(self) -> None:
+        """See `Recorder.flush`."""
+
 
 def make_tensors(seed: int) -> dict[str, torch.Tensor]:
     """Logical tensors: every dtype that is trained or buffered, and every odd shape."""

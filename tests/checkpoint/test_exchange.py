@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from tests.kit.world import run_world
+from tidemill.checkpoint import exchange as module
 from tidemill.checkpoint.exchange import Exchange
-from tidemill.errors import CheckpointError, CorruptCheckpoint, StorageError
+from tidemill.errors import CheckpointError, CorruptCheckpoint, StorageError, TrainingError
 from tidemill.spec.progress import World
 
 
@@ -43,6 +48,68 @@ def _beside_training(world: World) -> tuple[list[int], str]:
     assert isinstance(group, dist.ProcessGroup)
     assert group is not dist.group.WORLD
     return exchange.all_gather(world.rank), dist.get_backend(group)
+
+
+def _trade(world: World) -> list[bool]:
+    """Each rank sends each other one some bytes, cut in one way here and in another one there."""
+    exchange = Exchange(world)
+
+    def letter(sender: int, receiver: int) -> torch.Tensor:
+        size = [0, 1, 63, 64, 65, 1000][(2 * sender + receiver) % 6]
+        draw = torch.Generator().manual_seed(10 * sender + receiver)
+        return torch.randint(0, 256, (size,), generator=draw).to(torch.uint8)
+
+    others = [rank for rank in range(world.size) if rank != world.rank]
+    right: list[bool] = []
+    with mock.patch.object(module, "MESSAGE", 64):
+        for cut in (1, 7, 100, 2000):
+            boxes = {rank: torch.zeros_like(letter(rank, world.rank)) for rank in others}
+            exchange.trade(
+                {rank: letter(world.rank, rank).split(cut) for rank in others},
+                {rank: boxes[rank].split(31 + world.rank) for rank in others},
+            )
+            right += [torch.equal(boxes[rank], letter(rank, world.rank)) for rank in others]
+    if world.rank < 2:  # 2 has no part in it
+        into = torch.zeros(9, dtype=torch.uint8)
+        exchange.trade({0: [into + 1]} if world.rank else {}, {} if world.rank else {1: [into]})
+        right.append(bool(into.all()) is (world.rank == 0))
+    return right
+
+
+def _close_while_others_wait(world: World) -> tuple[str, bool]:
+    """Rank 2 does not come; threads of 0 and 1 wait for it, 0 for another reason than 1."""
+    exchange = Exchange(world)
+    exchange.all_gather(None)
+    problems: list[str] = []
+
+    def wait() -> None:
+        try:
+            exchange.all_gather(world.rank)
+        except Exception:  # noqa: BLE001 - what it is depends on who closed
+            problems.append("freed")
+
+    thread = threading.Thread(target=wait, daemon=True)
+    if world.rank < 2:
+        thread.start()
+    dist.barrier()
+    time.sleep(0.1)  # so that they do wait; the other way round, they fail even sooner
+    if world.rank != 1:
+        exchange.close()
+    if world.rank < 2:
+        thread.join(30)
+    dist.barrier()
+    exchange.close()
+    exchange.close()
+    with pytest.raises(TrainingError, match="the attempt has ended"):
+        exchange.all_gather(None)
+    return "".join(problems), thread.is_alive()
+
+
+def _close_after_all_groups(world: World) -> None:
+    exchange = Exchange(world)
+    dist.barrier()
+    dist.destroy_process_group()
+    exchange.close()
 
 
 def test_every_rank_gets_every_value_whatever_its_length() -> None:
@@ -82,6 +149,19 @@ def test_a_failure_is_the_same_on_every_rank(
     kinds: dict[int, type[Exception]], expected: tuple[str, str]
 ) -> None:
     assert run_world(_fail, 3, kinds) == [[expected, expected]] * 3
+
+
+def test_bytes_arrive_however_they_are_cut() -> None:
+    assert run_world(_trade, 3) == [[True] * 9, [True] * 9, [True] * 8]
+
+
+def test_who_closes_sets_free_who_waits() -> None:
+    freed = ("freed", False)
+    assert run_world(_close_while_others_wait, 3) == [freed, freed, ("", False)]
+
+
+def test_closing_is_possible_when_all_groups_are_gone() -> None:
+    run_world(_close_after_all_groups, 2)
 
 
 def test_it_has_a_gloo_group_of_its_own() -> None:

@@ -49,8 +49,8 @@ def _newest(uri: str) -> int:
     state = whole(blank(make_tensors(1)))
     found = make_store(World(attempt=9), uri).load(state, mock.Mock(side_effect=AssertionError))
     assert found is not None
-    assert same_pieces(state, make_tensors(found.manifest.cursor.step))
-    return found.manifest.cursor.step
+    assert same_pieces(state, make_tensors(found.cursor.step))
+    return found.cursor.step
 
 
 def _names(uri: str) -> list[str]:

@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 
+from tests.checkpoint.nodes import Node
 from tests.checkpoint.states import blank, make_store, make_tensors, same_pieces, split, whole
 from tests.kit.training import Memory
 from tests.kit.world import run_world
@@ -218,6 +219,71 @@ def test_what_is_not_one_state_ends_the_run(store: Store, memory: Memory) -> Non
         store.save(whole(make_tensors(1)), _at(2), {})
     (failure,) = memory.all(EventKind.checkpoint_failed)
     assert failure["retry_in_s"] is None
+
+
+def test_the_log_has_been_written_before_a_snapshot_is_sealed_or_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Log(Memory):
+        def record(self, kind: EventKind, **fields: Any) -> None:
+            super().record(kind, **fields)
+            told.append(kind.value)
+
+        def flush(self) -> None:
+            told.append("flush")
+
+    class Shelf(Node):
+        def seal(self, version: str, manifest: bytes) -> None:
+            super().seal(version, manifest)
+            told.append("seal")
+
+    publish = storage.publish
+
+    def note(location: Location, content: bytes) -> None:
+        told.append("commit")
+        publish(location, content)
+
+    monkeypatch.setattr(storage, "publish", note)
+    log = Log()
+    store = make_store(World(), str(tmp_path), recorder=log, near=Shelf())
+    log.record(EventKind.step)
+    store.save(whole(make_tensors(1)), _at(1), {})
+    store.finish()
+    store.save(whole(make_tensors(1)), _at(2), {}, commit=False)
+    store.finish()
+    store.close()
+    assert told == [
+        *("step", "flush", "seal", "near_kept", "commit", "checkpoint_saved"),
+        *("flush", "seal", "near_kept"),
+    ]
+
+
+@pytest.mark.parametrize("begins", ["before", "while it is written"])
+def test_nothing_is_committed_once_a_later_attempt_has_begun(
+    tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    begun = threading.Event()
+    write = persist.write
+
+    def slow(location: Location, content: memoryview) -> None:
+        write(location, content)
+        begun.set()
+
+    monkeypatch.setattr(persist, "write", slow)
+    store = make_store(
+        World(), str(tmp_path), recorder=memory, retry_for_s=60.0, overtaken=begun.is_set
+    )
+    if begins == "before":
+        begun.set()
+    store.save(whole(make_tensors(1)), _at(1), {})
+    with pytest.raises(CheckpointError, match="this attempt is over: a later one goes on"):
+        store.finish()
+    store.close()
+    (failure,) = memory.all(EventKind.checkpoint_failed)
+    assert (failure["tries"], failure["retry_in_s"]) == (1, None), "it is not tried again"
+    assert list((tmp_path / "checkpoints").glob("*")) == []
 
 
 def test_the_thread_ends_with_the_store(tmp_path: Path) -> None:

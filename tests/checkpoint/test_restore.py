@@ -2,74 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
-from io import BytesIO
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import pytest
 
+from tests.checkpoint.nodes import Node
 from tests.checkpoint.states import blank, make_store, make_tensors, same_pieces, whole
 from tests.kit.training import Memory
+from tidemill import storage
 from tidemill.checkpoint import manifest
-from tidemill.checkpoint.content import Source
 from tidemill.checkpoint.manifest import MANIFEST, committed, decode, encode, read_manifest
+from tidemill.checkpoint.memory import Memory as Processes
 from tidemill.checkpoint.restore import Fork, Origin, Restored
-from tidemill.errors import CheckpointError, StorageError, TrainingError
+from tidemill.errors import CheckpointError, TrainingError
 from tidemill.spec.checkpoint import Verify
 from tidemill.spec.progress import Cursor, EventKind, State, World
 from tidemill.storage import locate
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@dataclass
-class Node:
-    """Near memory in this process, which may fail in every way."""
-
-    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    sealed: dict[str, bytes] = field(default_factory=dict)
-    full: bool = False
-    deaf: bool = False
-    lost: bool = False
-
-    def keep(self, version: str, name: str, content: memoryview) -> int:
-        if self.full:
-            raise StorageError("checkpoint.near_gib: the budget is used up")
-        self.files.setdefault(version, {})[name] = bytes(content)
-        return 2
-
-    def seal(self, version: str, manifest: bytes) -> None:
-        self.sealed[version] = manifest
-
-    def find(self) -> dict[str, bytes]:
-        if self.deaf:
-            raise StorageError("no node answers")
-        return dict(self.sealed)
-
-    def open(self, version: str) -> Source:
-        return _Held(self, version)
-
-
-@dataclass
-class _Held:
-    node: Node
-    version: str
-
-    def sizes(self) -> dict[str, int]:
-        return {name: len(content) for name, content in self.node.files[self.version].items()}
-
-    def open(self, name: str) -> AbstractContextManager[Any]:
-        return self._open(name)
-
-    @contextmanager
-    def _open(self, name: str) -> Iterator[BytesIO]:
-        if self.node.lost:
-            raise StorageError("the node went while it was read")
-        yield BytesIO(self.node.files[self.version][name])
 
 
 def _save(run: Path, step: int, near: Node | None = None, **options: Any) -> Memory:
@@ -98,7 +49,7 @@ def test_a_snapshot_in_near_memory_is_newer_than_what_was_committed(tmp_path: Pa
     assert [place.name for place in committed(locate(str(tmp_path)))] == ["step-0000000003-a0001"]
     found, state = _load(tmp_path, node)
     assert found is not None
-    assert (found.source, found.manifest.cursor.step) == (Origin.near, 5)
+    assert (found.source, found.cursor.step) == (Origin.near, 5)
     assert same_pieces(state, make_tensors(5))
 
 
@@ -127,7 +78,7 @@ def test_storage_stands_in_for_near_memory(tmp_path: Path, trouble: str) -> None
             setattr(node, trouble, True)
     found, state = _load(tmp_path, node)
     assert found is not None
-    assert (found.source, found.manifest.cursor.step) == (Origin.storage, 3)
+    assert (found.source, found.cursor.step) == (Origin.storage, 3)
     assert same_pieces(state, make_tensors(3))
 
 
@@ -166,7 +117,7 @@ def test_a_fork_takes_the_other_runs_state_and_says_so_from_then_on(tmp_path: Pa
     new, old = tmp_path / "new", locate(str(tmp_path / "old"))
     found, state = _load(new, fork=Fork(run=old, step=3))
     assert found is not None
-    assert (found.source, found.manifest.cursor.step) == (Origin.fork, 3)
+    assert (found.source, found.cursor.step) == (Origin.fork, 3)
     assert same_pieces(state, make_tensors(3))
 
     store = make_store(World(attempt=2), str(new))
@@ -179,7 +130,7 @@ def test_a_fork_takes_the_other_runs_state_and_says_so_from_then_on(tmp_path: Pa
 
     own, _ = _load(new, fork=Fork(run=old))
     assert own is not None
-    assert (own.source, own.manifest.cursor.step) == (Origin.storage, 7), "it has its own by now"
+    assert (own.source, own.cursor.step) == (Origin.storage, 7), "it has its own by now"
     later = make_store(World(attempt=3), str(new))
     later.load(whole(blank(make_tensors(1))), mock.Mock())
     later.save(whole(make_tensors(9)), Cursor(step=9, samples=9), {})
@@ -216,4 +167,104 @@ def test_whether_bytes_are_compared_is_a_choice(tmp_path: Path) -> None:
     hasty, _ = _load(tmp_path, verify=Verify.size)
     assert careful is not None
     assert hasty is not None
-    assert (careful.manifest.cursor.step, hasty.manifest.cursor.step) == (3, 5)
+    assert (careful.cursor.step, hasty.cursor.step) == (3, 5)
+
+
+# --- memory of processes ---------------------------------------------------------------------
+
+
+def _remember(step: int, *, reached: int = 0, **scalars: Any) -> Processes:
+    """What this process holds after attempt 1 has ended with a step, or got further."""
+    processes = Processes()
+    state = whole(make_tensors(step))
+    state.scalars.update(scalars)
+    at = Cursor(step=step, samples=step)
+    processes.begin(World(), lambda: state, at, replicated=True, every=1).keep()
+    processes._slabs.step = max(step, reached)
+    return processes
+
+
+def _unheard(*_: object) -> Any:
+    raise AssertionError("nobody was to be asked")
+
+
+def test_what_processes_hold_is_taken_without_a_word_to_anybody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node()
+    _save(tmp_path, 5, node)
+    monkeypatch.setattr(storage, "children", _unheard)
+    monkeypatch.setattr(node, "find", _unheard)
+    found, state = _load(tmp_path, node, memory=_remember(5, guard={"skipped": 2}))
+    assert found is not None
+    assert (found.source, found.cursor, found.world) == (
+        Origin.memory,
+        Cursor(step=5, samples=5),
+        1,
+    )
+    assert found.manifest is None
+    assert same_pieces(state, make_tensors(5))
+    assert state.scalars == {"guard": {"skipped": 2}}
+
+
+@pytest.mark.parametrize("commit", [True, False])
+def test_a_checkpoint_that_is_newer_than_what_processes_hold_is_taken(
+    tmp_path: Path, commit: bool
+) -> None:
+    node = Node()
+    for step in (3, 5):
+        _save(tmp_path, step, node, commit=commit)
+    found, state = _load(tmp_path, node, memory=_remember(4, reached=6))
+    assert found is not None
+    assert (found.source, found.cursor.step) == (Origin.near, 5)
+    assert same_pieces(state, make_tensors(5))
+    found, state = _load(tmp_path, node, memory=_remember(5, reached=6))
+    assert found is not None
+    assert found.source is Origin.memory, "of equals, the nearest"
+
+
+def test_processes_stand_in_for_a_newer_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
+    for step in (3, 5):
+        _save(tmp_path, step)
+    newest = committed(locate(str(tmp_path)))[0]
+    (Path(newest.path) / "rank-00000.bin").write_bytes(b"torn")
+    found, state = _load(tmp_path, memory=_remember(4, reached=5))
+    assert found is not None
+    assert (found.source, found.cursor.step) == (Origin.memory, 4)
+    assert same_pieces(state, make_tensors(4))
+
+
+def test_a_process_that_holds_nothing_changes_nothing(tmp_path: Path) -> None:
+    _save(tmp_path, 3)
+    found, _ = _load(tmp_path, memory=Processes())
+    assert found is not None
+    assert found.source is Origin.storage
+
+
+def test_a_run_that_is_in_memory_only_is_no_fresh_one(tmp_path: Path) -> None:
+    _save(tmp_path / "old", 7)
+    fork = Fork(run=locate(str(tmp_path / "old")))
+    found, _ = _load(tmp_path / "new", memory=_remember(2, reached=3), fork=fork)
+    assert found is not None
+    assert (found.source, found.cursor.step) == (Origin.memory, 2)
+
+
+def test_what_a_run_started_from_is_remembered_with_its_state(tmp_path: Path) -> None:
+    _save(tmp_path / "old", 3)
+    fork = Fork(run=locate(str(tmp_path / "old")))
+    processes = Processes()
+    store = make_store(World(), str(tmp_path / "new"), memory=processes)
+    state = whole(blank(make_tensors(1)))
+    assert store.load(state, mock.Mock(), fork) is not None
+    at = Cursor(step=4, samples=4)
+    processes.begin(World(), lambda: state, at, replicated=True, every=1).keep()
+
+    store = make_store(World(attempt=2), str(tmp_path / "new"), memory=processes)
+    found = store.load(state, mock.Mock())
+    assert found is not None
+    assert (found.source, found.origin) == (Origin.memory, {"run": "tide", "step": 3})
+    store.save(state, Cursor(step=5, samples=5), {})
+    saved = store.finish()
+    store.close()
+    assert saved is not None
+    assert saved.origin == {"run": "tide", "step": 3}

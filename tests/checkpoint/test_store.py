@@ -10,10 +10,13 @@ import pickle
 import shutil
 import signal
 import sys
+import threading
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -31,6 +34,7 @@ from tests.checkpoint.states import (
 from tests.kit.bucket import HAVE_BUCKET, serve_bucket
 from tests.kit.world import RankFailed, run_world
 from tidemill import storage
+from tidemill.checkpoint import persist, snapshot
 from tidemill.checkpoint.manifest import MANIFEST, Manifest, committed, read_manifest
 from tidemill.checkpoint.restore import Restored
 from tidemill.checkpoint.retention import Keep
@@ -160,7 +164,7 @@ def test_a_run_without_checkpoints_loads_nothing_and_keeps_its_state(tmp_path: P
 
 
 def _cursor(found: Restored | None) -> Cursor | None:
-    return found.manifest.cursor if found else None
+    return found.cursor if found else None
 
 
 def _unexpected(place: Location, reason: str) -> None:
@@ -443,6 +447,101 @@ def test_trouble_on_one_rank_fails_all_alike_and_leaves_the_old_checkpoint_alone
     state = whole(blank(make_tensors(9)))
     assert _cursor(_here(run, attempt=3).load(state, _unexpected)) == Cursor(step=9, samples=72)
     assert same_pieces(state, make_tensors(9))
+
+
+# --- the end of an attempt -------------------------------------------------------------------
+
+
+def _close_amid_a_save(world: World, uri: str) -> tuple[bool, bool, bool]:
+    """Rank 0's storage hangs, and rank 1 waits for rank 0, when the attempt ends."""
+    store = _store(world, uri)
+    array = np.arange(world.size * 1000, dtype=np.float32)
+    trace = weakref.ref(array)
+    write, began, let_write = persist.write, threading.Event(), threading.Event()
+
+    def slow(location: Location, content: memoryview) -> None:
+        began.set()
+        if world.rank == 0:
+            let_write.wait()
+        write(location, content)
+
+    with mock.patch.object(persist, "write", slow):
+        store.save(split({"param.w": torch.from_numpy(array)}, world.rank, 2, "x"), Cursor(), {})
+        del array
+        began.wait()
+        store.close(wait_s=0)
+        pinned, hangs = trace() is not None, store.busy
+        thread = store._thread
+        assert thread is not None
+        if world.rank == 1:
+            thread.join(30)
+        left = thread.is_alive()
+        dist.barrier()
+        let_write.set()
+        thread.join(30)
+    return pinned, hangs and world.rank == 0, left
+
+
+def test_an_attempt_ends_although_a_save_hangs(tmp_path: Path) -> None:
+    first, second = run_world(_close_amid_a_save, 2, str(tmp_path))
+    assert first == (False, True, True), "nothing is pinned, and storage does not hold it up"
+    assert second == (False, False, False), "who waited for it is set free"
+    assert _names(tmp_path) == []
+
+
+def test_an_attempt_does_not_end_while_its_state_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_copy = threading.Event()
+    lay_out = snapshot.lay_out
+
+    def slow(*arguments: Any) -> Any:
+        let_copy.wait(30)
+        return lay_out(*arguments)
+
+    monkeypatch.setattr(snapshot, "lay_out", slow)
+    store = _here(tmp_path)
+    store.save(whole(make_tensors(1)), Cursor(step=1), {})
+    closing = threading.Thread(target=store.close, kwargs={"wait_s": 0})
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive()
+    let_copy.set()
+    closing.join(30)
+    assert not closing.is_alive()
+
+
+def test_what_is_in_flight_may_still_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, closing = persist.write, threading.Event()
+
+    def slow(location: Location, content: memoryview) -> None:
+        closing.wait(30)
+        write(location, content)
+
+    monkeypatch.setattr(persist, "write", slow)
+    store = _here(tmp_path)
+    store.save(whole(make_tensors(1)), Cursor(step=1), {})
+    threading.Timer(0.05, closing.set).start()
+    store.close(wait_s=30)
+    assert _names(tmp_path) == ["step-0000000001-a0001"]
+
+
+def _fail_in_the_copy(world: World, uri: str) -> bool:
+    store = _store(world, uri)
+    array = np.arange(9, dtype=np.float32)
+    trace = weakref.ref(array)
+    wrong = Fragment((4,), "float32", (Piece(0, torch.from_numpy(array)),))
+    store.save(State({"param.w": wrong}), Cursor(), {})
+    del array, wrong
+    store._idle.wait()
+    assert store._broken is not None
+    return trace() is not None
+
+
+def test_an_error_pins_no_live_state(tmp_path: Path) -> None:
+    assert not _fail_in_the_copy(World(), str(tmp_path))
 
 
 # --- what is kept ----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill.data.order import derive_key, epoch_key, grid, mix, permute, place
-from tidemill.data.stream import permute_all
+from tidemill.data.places import permute_all
 
 keys = st.integers(0, 2**64 - 1)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import psutil
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 MIB = 2**20
 
@@ -46,6 +49,14 @@ class Nodes:
         raylet = self._raylet(self._nodes.pop(node))
         raylet.kill()
         raylet.wait(10)
+
+    def drain(self, node: str, deadline_s: float) -> None:
+        """Announce that a node goes; nobody makes it go."""
+        reasons = autoscaler_pb2.DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
+        reason = reasons.Value("DRAIN_NODE_REASON_PREEMPTION")
+        until_ms = int((time.time() + deadline_s) * 1000)
+        accepted, why = GcsClient(address=self.address).drain_node(node, reason, "spot", until_ms)
+        assert accepted, why
 
     def workers_of(self, node: str) -> list[psutil.Process]:
         """The processes that a node's raylet has started."""

@@ -26,9 +26,9 @@ from tidemill.spec.run import (
     ReportSpec,
     Resume,
     RunSpec,
-    ScaleSpec,
     StrategySpec,
 )
+from tidemill.spec.scale import ScaleSpec
 from tidemill.spec.training import (
     AdamWSpec,
     BatchSpec,
@@ -42,6 +42,7 @@ from tidemill.train.guard import Guard
 from tidemill.train.loop import Parts, train
 from tidemill.train.model import build_model
 from tidemill.train.optim import lr_at, make_optimizer
+from tidemill.train.pulse import Pulse
 
 VOCAB = 61
 SEQUENCE = 24
@@ -83,6 +84,7 @@ class ArraySamples:
     inputs: np.ndarray
     targets: np.ndarray
     keys: np.ndarray
+    marks: np.ndarray
 
 
 class RaggedStream:
@@ -100,7 +102,8 @@ class RaggedStream:
         targets = np.stack([tokens[1:] for tokens, _ in rows])
         for row, (_, valid) in enumerate(rows):
             targets[row, valid if slot.size else 0 :] = IGNORE
-        return ArraySamples(inputs, targets, np.asarray(numbers, dtype=np.int64))
+        keys = np.asarray(numbers, dtype=np.int64)
+        return ArraySamples(inputs, targets, keys, marks=keys[: slot.size])
 
     @staticmethod
     def _sample(number: int) -> tuple[np.ndarray, int]:
@@ -130,6 +133,9 @@ class Memory:
         """See `Recorder.record`."""
         self.heard.append((kind, fields))
 
+    def flush(self) -> None:
+        """See `Recorder.flush`."""
+
     def all(self, kind: EventKind) -> list[dict[str, Any]]:
         """The fields of every event of one kind."""
         return [fields for heard, fields in self.heard if heard is kind]
@@ -150,6 +156,16 @@ class NoStore:
 
     def finish(self) -> None:
         """See `CheckpointStore.finish`."""
+
+
+class NoKeeper:
+    """A keeper that keeps nothing."""
+
+    def tear(self) -> None:
+        """See `Keeper.tear`."""
+
+    def commit(self, cursor: Cursor) -> None:
+        """See `Keeper.commit`."""
 
 
 def run_tiny(
@@ -176,9 +192,12 @@ def train_tiny(world: World, run: RunSpec, engine: Engine, cursor: Cursor) -> Me
         held_out=NoSamples(),
         byte_level=False,
         store=NoStore(),
+        keeper=NoKeeper(),
+        pulse=Pulse(),
         recorder=memory,
         stop_requested=lambda: False,
         save_requested=lambda: False,
+        leave_requested=lambda: False,
     )
     train(run, parts, world, cursor)
     return memory

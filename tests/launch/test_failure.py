@@ -9,12 +9,20 @@ from __future__ import annotations
 import pickle
 import traceback
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.core.generated import common_pb2
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayTaskError,
+)
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
     WorkerHealthCheckFailedError,
 )
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
@@ -23,12 +31,19 @@ from tidemill.errors import (
     CheckpointError,
     CorruptCheckpoint,
     DataError,
+    HopelessError,
     SpecError,
     StorageError,
     TidemillError,
     TrainingError,
 )
-from tidemill.launch.failure import explain_failure
+from tidemill.launch.failure import (
+    CondemnedError,
+    diagnose,
+    explain_failure,
+    only_bystanders,
+)
+from tidemill.launch.judge import Fault
 
 CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"
 
@@ -118,9 +133,178 @@ def test_a_worker_that_died_is_told_by_its_death() -> None:
     )
     error = explained({0: RuntimeError(CLOSED), 1: lost})
     assert str(error) == (
-        "rank 1 failed: ActorDiedError: The actor died unexpectedly before finishing this task."
+        "rank 1 was lost: The actor died unexpectedly before finishing this task."
     )
     assert "Worker info: many lines" in error.details
+
+
+# --- why it happened -------------------------------------------------------------------------
+
+NODE = "31089b1e7fce43bd96ba391a31be4d70fadeda6364266587ac1a986f"
+WORKER_DIED = (
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker "
+    "exit detail: Worker unexpectedly exits with a connection error code 2. End of file. Some "
+    "common causes include: (1) the process was killed by the OOM killer due to high memory usage"
+)
+NODE_DIED = (
+    f"The actor died because its node has died. Node Id: {NODE}\n"
+    "\tthe actor's node was terminated unexpectedly: health check failed"
+)
+RAN_OUT = (
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: "
+    f"192.0.2.2, ID: {NODE}) was 1.47GB used / 23.54GB limit (0.062234)\n"
+)
+
+
+def died(message: str, reason: str = "UNEXPECTED_TERMINATION") -> ActorDiedError:
+    """As Ray makes it of what its cluster knows; the messages are what it says in each case."""
+    ray: Any = common_pb2
+    context = ray.ActorDiedErrorContext(
+        error_message=message,
+        class_name="RayTrainWorker",
+        actor_id=bytes(16),
+        node_ip_address="192.0.2.2",
+        pid=4242,
+        node_death_info=ray.NodeDeathInfo(reason=reason),
+    )
+    error = ActorDiedError(context)
+    error.args = ()  # which Ray knows how to send, and pickle does not
+    return error
+
+
+def unreached(failure: Exception) -> WorkerHealthCheckFailedError:
+    return WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: x", failure)
+
+
+@pytest.mark.parametrize(
+    ("lost", "fault", "node", "told"),
+    [
+        (
+            died(WORKER_DIED),
+            Fault.kill,
+            "",
+            f"rank 1 was lost: {WORKER_DIED.partition('. Some')[0]}",
+        ),
+        (died(NODE_DIED), Fault.kill, NODE, "rank 1 was lost: node 31089b1e7fce died"),
+        (
+            died(NODE_DIED, "AUTOSCALER_DRAIN_PREEMPTED"),
+            Fault.preempted,
+            NODE,
+            "rank 1 was lost: node 31089b1e7fce was preempted",
+        ),
+        (
+            OutOfMemoryError(RAN_OUT),
+            Fault.oom,
+            NODE,
+            "rank 1 was lost: node 31089b1e7fce ran out of memory",
+        ),
+        (
+            ActorUnavailableError("connection refused", bytes(16)),
+            Fault.kill,
+            "",
+            f"rank 1 was lost: The actor {'0' * 32} is unavailable: connection refused",
+        ),
+        (
+            CondemnedError("rank 1 hangs in step 3 (data)", Fault.hang),
+            Fault.hang,
+            "",
+            "rank 1 hangs in step 3 (data)",
+        ),
+    ],
+    ids=["process", "node", "preempted", "memory", "unavailable", "hang"],
+)
+def test_a_lost_rank_is_told_with_its_node_and_why(
+    lost: Exception, fault: Fault, node: str, told: str
+) -> None:
+    failure = diagnose(raised_by_ray({0: RuntimeError(CLOSED), 1: unreached(lost)}))
+    assert (failure.rank, failure.fault, failure.node) == (1, fault, node)
+    assert str(failure.error) == told
+    assert failure.judged
+    known = diagnose(raised_by_ray({1: unreached(lost)}), {0: "aa", 1: "bb"})
+    assert known.node == "bb"
+
+
+@pytest.mark.parametrize(
+    ("lost", "fault"),
+    [
+        (unreached(died(WORKER_DIED)), Fault.preempted),
+        (unreached(died(NODE_DIED)), Fault.preempted),
+        (unreached(OutOfMemoryError(RAN_OUT)), Fault.oom),
+        (ValueError("a bug"), Fault.error),
+    ],
+    ids=["process", "node", "memory", "bug"],
+)
+def test_a_loss_that_was_announced_is_a_preemption(lost: Exception, fault: Fault) -> None:
+    raised = raised_by_ray({1: lost})
+    assert diagnose(raised, {0: "aa", 1: "bb"}, {"bb"}).fault is fault
+    assert diagnose(raised, {0: "aa", 1: "bb"}, {"aa"}).fault is not Fault.preempted
+
+
+def test_a_rank_that_only_lost_another_blames_nobody() -> None:
+    raised = raised_by_ray({0: RuntimeError(CLOSED)})
+    assert diagnose(raised, {0: "aa", 1: "bb"}).fault is Fault.kill
+    assert diagnose(raised, {0: "aa", 1: "bb"}, {"bb"}).fault is Fault.preempted
+
+
+def told_by_worker(what: str) -> TrainingError:
+    """As `worker` sends an exception of somebody else."""
+    return TrainingError(f"rank 1 failed: {what}", "Traceback: ...", 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (told_by_worker("ValueError: a bug"), Fault.error),
+        (told_by_worker("OutOfMemoryError: CUDA out of memory. Tried to allocate"), Fault.oom),
+        (told_by_worker("MemoryError"), Fault.oom),
+        (told_by_worker("RuntimeError: CUDA error: out of memory"), Fault.oom),
+        (told_by_worker("RuntimeError: DefaultCPUAllocator: can't allocate memory"), Fault.oom),
+        (told_by_worker("ValueError: the shop is out of memory cards"), Fault.error),
+        (told_by_worker(f"RuntimeError: {CLOSED}"), Fault.kill),
+        (RuntimeError("CUDA out of memory"), Fault.oom),
+        (TrainingError("a snapshot was lost while it was read"), Fault.error),
+        (HopelessError("20 steps in a row were skipped"), Fault.refusal),
+        (StorageError("no space is left on the disk"), Fault.refusal),
+        (SpecError("a", "b", "c"), Fault.refusal),
+    ],
+    ids=str,
+)
+def test_what_a_rank_says_tells_why(error: Exception, fault: Fault) -> None:
+    assert diagnose(raised_by_ray({1: error})).fault is fault
+
+
+def test_whoever_only_lost_others_can_be_told_from_them() -> None:
+    lost = {0: RuntimeError(CLOSED), 2: told_by_worker(f"RuntimeError: {CLOSED}")}
+    assert only_bystanders(lost)
+    assert not only_bystanders({**lost, 1: unreached(died(NODE_DIED))})
+    assert not only_bystanders({**lost, 1: ValueError("a bug")})
+
+
+@pytest.mark.parametrize(
+    ("raised", "fault", "judged"),
+    [
+        (ActorDiedError(), Fault.kill, False),
+        (TrainingFailedError("gave up"), Fault.error, False),
+        (ControllerError(WorkerGroupStartupFailedError("a process ended")), Fault.kill, True),
+        (ControllerError(ActorDiedError()), Fault.kill, True),
+        (ControllerError(OSError("no such image")), Fault.error, True),
+        (ControllerError(HopelessError("failed twice")), Fault.refusal, True),
+        (DataError("gone"), Fault.refusal, True),
+    ],
+    ids=repr,
+)
+def test_a_failure_of_ray_itself_has_a_reason_too(
+    raised: Exception, fault: Fault, judged: bool
+) -> None:
+    failure = diagnose(pickle.loads(pickle.dumps(raised)))  # noqa: S301
+    assert (failure.fault, failure.judged, failure.rank) == (fault, judged, None)
+
+
+def test_a_verdict_of_the_controller_is_passed_on_as_it_is() -> None:
+    verdict = HopelessError("failed twice in the same way at step 3", "Traceback: ...", 1)
+    raised = pickle.loads(pickle.dumps(ControllerError(verdict)))  # noqa: S301
+    error = explain_failure(raised)
+    assert (type(error), str(error), vars(error)) == (HopelessError, str(verdict), vars(verdict))
 
 
 # --- what is told ----------------------------------------------------------------------------
@@ -168,6 +352,7 @@ OWN: list[TidemillError] = [
     CheckpointError("no checkpoint is whole"),
     CorruptCheckpoint("rank-00000.bin: cut short"),
     TrainingError("the loss is not finite", "Traceback: ...", 3),
+    HopelessError("failed twice in the same way", "Traceback: ...", 3),
 ]
 
 
@@ -199,7 +384,7 @@ def test_a_failed_controller_is_told() -> None:
     ("raised", "told"),
     [
         (TrainingFailedError("gave\nup"), "Ray gave up: TrainingFailedError: gave"),
-        (ActorDiedError(), "Ray gave up: ActorDiedError: The actor died unexpectedly"),
+        (ActorDiedError(), "the controller of the run was lost: The actor died unexpectedly"),
         (RayTaskError("f", "trace", ValueError("x"), "p", 1, "127.0.0.1"), "Ray gave up: RayTask"),
         (WorkerGroupError("nobody", {}), "Ray gave up: WorkerGroupError: Training failed"),
     ],

@@ -27,7 +27,8 @@ from tidemill.checkpoint.manifest import MANIFEST, read_manifest
 from tidemill.errors import CheckpointError, SpecError
 from tidemill.launch.preflight import Preflight, Start, preflight
 from tidemill.spec.checkpoint import CheckpointSpec
-from tidemill.spec.run import Resume, RunSpec, ScaleSpec
+from tidemill.spec.run import Resume, RunSpec
+from tidemill.spec.scale import ScaleSpec
 from tidemill.spec.training import (
     AdamWSpec,
     BatchSpec,

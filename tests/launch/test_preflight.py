@@ -24,7 +24,8 @@ from tidemill.errors import CheckpointError, DataError, SpecError, StorageError
 from tidemill.launch.preflight import RAY_JOB_VARIABLE, Start, preflight
 from tidemill.report.events import EventLog
 from tidemill.spec.progress import EventKind
-from tidemill.spec.run import Resume, RunSpec, ScaleSpec
+from tidemill.spec.run import Resume, RunSpec
+from tidemill.spec.scale import ScaleSpec
 from tidemill.spec.training import (
     AdamWSpec,
     BatchSpec,

@@ -82,3 +82,46 @@ def test_what_is_below_one_is_refused_by_key(arguments: tuple[int, int, int], ke
     with pytest.raises(SpecError) as caught:
         make_batch_plan(*arguments)
     assert caught.value.key == key
+
+
+@given(global_size=sizes, micro_size=sizes, world=worlds)
+def test_fixed_slots_are_those_of_one_rank_dealt_in_ranges(
+    global_size: int, micro_size: int, world: int
+) -> None:
+    alone = make_batch_plan(global_size, micro_size, 1).slots(0)
+    plan = make_batch_plan(global_size, micro_size, world, fixed=True)
+    dealt = [slot for rank in range(world) for slot in plan.slots(rank) if slot.size]
+    assert tuple(dealt) == alone
+    numbers = [number for rank in range(world) for number in plan.numbers(rank)]
+    assert numbers == list(range(plan.count)) == list(range(len(alone)))
+
+
+@given(global_size=sizes, micro_size=sizes, world=worlds)
+def test_fixed_slots_take_no_longer(global_size: int, micro_size: int, world: int) -> None:
+    plan = make_batch_plan(global_size, micro_size, world, fixed=True)
+    assert plan.accumulate == make_batch_plan(global_size, micro_size, world).accumulate
+    assert plan.accumulate == max(len(plan.numbers(rank)) for rank in range(world))
+    assert plan.numbers(world - 1)[-1] == plan.count - 1  # the last slot is the last rank's
+
+
+@given(global_size=sizes, micro_size=sizes, world=worlds)
+def test_numbers_are_the_places_of_slots_in_the_step(
+    global_size: int, micro_size: int, world: int
+) -> None:
+    plan = make_batch_plan(global_size, micro_size, world)
+    placed = {
+        number: slot
+        for rank in range(world)
+        for number, slot in zip(plan.numbers(rank), plan.slots(rank), strict=True)
+    }
+    ends = [placed[number].start + placed[number].size for number in range(plan.count)]
+    assert [placed[number].start for number in range(plan.count)] == [0, *ends[:-1]]
+
+
+def test_a_rank_without_fixed_slots_runs_a_dummy() -> None:
+    plan = make_batch_plan(4, 2, 3, fixed=True)
+    assert [plan.slots(rank) for rank in range(3)] == [
+        (Slot(start=4, size=0),),
+        (Slot(start=0, size=2),),
+        (Slot(start=2, size=2),),
+    ]

@@ -18,8 +18,9 @@ from tidemill.spec.run import (
     MemorySpec,
     Offload,
     Recompute,
-    ScaleSpec,
+    Reproducibility,
 )
+from tidemill.spec.scale import ScaleSpec
 from tidemill.spec.training import BatchSpec, CustomModelSpec, GptSpec, SyntheticSpec
 
 SIZES = st.builds(
@@ -53,6 +54,25 @@ def test_tokens_follow_from_the_batch_whatever_the_workers() -> None:
     assert {plan.epochs for plan in plans} == {2.0}
     assert [plan.batch.accumulate for plan in plans] == [4, 2, 2, 1]
     assert [plan.batch.world for plan in plans] == [1, 2, 3, 8]
+
+
+def test_bitwise_mode_plans_fixed_slots_and_says_so() -> None:
+    plans = {
+        mode: make_run_plan(
+            replace(RUN, scale=ScaleSpec(workers=3), reproducibility=mode),
+            vocab=257,
+            train_tokens=640,
+        )
+        for mode in Reproducibility
+    }
+    assert {mode.value: plan.batch.count for mode, plan in plans.items()} == {
+        "standard": 6,
+        "bitwise": 4,
+    }
+    said = {mode.value: "\n".join(describe(plan)) for mode, plan in plans.items()}
+    assert "each worker takes 2 slots of up to 2" in said["bitwise"]
+    assert "the same bits at any number of workers" in said["bitwise"]
+    assert "bits" not in said["standard"]
 
 
 def test_made_up_data_counts_its_samples() -> None:

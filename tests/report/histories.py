@@ -98,6 +98,27 @@ class History:
     def keep_near(self, step: int, nodes: int = 2) -> None:
         self.add(EventKind.near_kept, step=step, nodes=nodes, bytes=3 * 2**20, seconds=0.05)
 
+    def rejoin(self, step: int, cause: str = "kill", **other: Any) -> None:
+        """Tell how the workers changed, once their first step is taken."""
+        fields = {
+            "cause": cause,
+            "before": 3,
+            "world": 2,
+            "kept": 2,
+            "fresh": 0,
+            "lost": ["ab" * 28],
+            "detect_s": 0.1,
+            "stop_s": 0.05,
+            "decide_s": 0.001,
+            "spawn_s": 0.0,
+            "join_s": 0.2,
+            "load_s": 0.3,
+            "first_step_s": 0.5,
+            "stall_s": 1.151,
+            "redone": 1,
+        }
+        self.add(EventKind.rejoined, step=step, **(fields | other))
+
     def finish(self, step: int) -> None:
         self.add(EventKind.finished, step=step, loss=1.5, seconds=80.0)
 

@@ -20,6 +20,7 @@ import pytest
 from tests.report.histories import environment
 from tidemill.errors import StorageError
 from tidemill.report import events as module
+from tidemill.report import sinks
 from tidemill.report.events import EventLog, EventTail, next_attempt, read_events
 from tidemill.spec.progress import Event, EventKind
 from tidemill.storage import Location, locate
@@ -175,13 +176,13 @@ def test_many_threads_lose_and_tear_nothing(run: Location) -> None:
 def test_recording_does_not_wait_for_storage(
     bucket: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, publish = threading.Event(), module.publish
+    gate, publish = threading.Event(), sinks.publish
 
     def slow(location: Location, content: bytes) -> None:
         assert gate.wait(PATIENCE_S)
         publish(location, content)
 
-    monkeypatch.setattr(module, "publish", slow)
+    monkeypatch.setattr(sinks, "publish", slow)
     log = EventLog(bucket, 1)
     for step in range(1000):
         log.record(EventKind.step, step=step)  # would never return if it waited
@@ -214,7 +215,7 @@ def test_storage_that_fails_for_a_while_costs_nothing(
 def test_a_write_that_stops_halfway_goes_on_where_it_stopped(
     run: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, calls = module.os.write, itertools.count()
+    write, calls = sinks.os.write, itertools.count()
 
     def meagre(file: int, content: bytes) -> int:
         if next(calls) % 2:
@@ -223,7 +224,7 @@ def test_a_write_that_stops_halfway_goes_on_where_it_stopped(
 
     monkeypatch.setattr(module, "CLOSE_TRIES", 1000)
     monkeypatch.setattr(module, "CLOSE_RETRY_S", 0)
-    monkeypatch.setattr(module.os, "write", meagre)
+    monkeypatch.setattr(sinks.os, "write", meagre)
     record(run, 1, 1, 2, 3)
     assert numbers(read_events(run)) == [1, 2, 3]
 
@@ -288,15 +289,15 @@ def test_object_stores_get_numbered_segments(bucket: Location, tmp_path: Path) -
 def test_a_segment_that_failed_keeps_its_number_and_content(
     bucket: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish, outcomes = module.publish, iter([True, False])
+    publish, outcomes = sinks.publish, iter([True, False])
 
     def flaky(location: Location, content: bytes) -> None:
         publish(location, content)
         if next(outcomes, False):
             raise StorageError("the answer was lost on its way")
 
-    monkeypatch.setattr(module, "publish", flaky)
-    monkeypatch.setattr(module, "LOCAL_FLUSH_S", PATIENCE_S)
+    monkeypatch.setattr(sinks, "publish", flaky)
+    monkeypatch.setattr(sinks, "LOCAL_FLUSH_S", PATIENCE_S)
     monkeypatch.setattr(module, "CLOSE_RETRY_S", 0)
     record(bucket, 1, 1, 2)
     assert names(tmp_path / "run" / "events") == ["attempt-0001.000000.jsonl"]
@@ -405,29 +406,122 @@ def test_attempts_are_ordered_as_numbers_and_directories_are_no_logs(run: Locati
 
 def test_only_the_first_segment_is_in_a_hurry(bucket: Location) -> None:
     log = EventLog(bucket, 1)
-    assert log._sink.pause_s == module.LOCAL_FLUSH_S
+    assert log._sink.pause_s == sinks.LOCAL_FLUSH_S
     log.record(EventKind.step, step=0)
     log.close()
-    assert log._sink.pause_s == module.SEGMENT_S
+    assert log._sink.pause_s == sinks.SEGMENT_S
 
 
 def test_an_object_store_that_fails_for_a_while_costs_nothing(
     bucket: Location, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    publish, failed = module.publish, threading.Event()
+    publish, failed = sinks.publish, threading.Event()
 
     def refuse(location: Location, content: bytes) -> None:
         failed.set()
         raise StorageError("no connection")
 
-    monkeypatch.setattr(module, "publish", refuse)
+    monkeypatch.setattr(sinks, "publish", refuse)
     log = EventLog(bucket, 1)
     log.record(EventKind.step, step=0)
     assert failed.wait(PATIENCE_S)
     log.record(EventKind.step, step=1)
     assert read_events(bucket) == []
-    monkeypatch.setattr(module, "publish", publish)
+    monkeypatch.setattr(sinks, "publish", publish)
     log.record(EventKind.step, step=2)
     log.close()
     assert numbers(read_events(bucket)) == [0, 1, 2]
     assert not caplog.records
+
+
+# --- flushing --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lazy(bucket: Location, monkeypatch: pytest.MonkeyPatch) -> Location:
+    """A run whose logs are written when somebody asks for it, or ends."""
+    monkeypatch.setattr(sinks, "LOCAL_FLUSH_S", PATIENCE_S)
+    return bucket
+
+
+def test_what_is_flushed_is_in_storage(lazy: Location) -> None:
+    log = EventLog(lazy, 1)
+    for step in range(3):
+        log.record(EventKind.step, step=step)
+        assert numbers(read_events(lazy)) == list(range(step))
+        log.flush()
+        assert numbers(read_events(lazy)) == list(range(step + 1))
+    log.close()
+
+
+def test_flushing_nothing_leaves_nothing(lazy: Location, tmp_path: Path) -> None:
+    log = EventLog(lazy, 1)
+    log.flush()
+    log.close()
+    log.flush()
+    assert names(tmp_path / "run" / "events") == []
+
+
+def test_a_flush_waits_for_a_try_that_began_after_it(
+    lazy: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, begun, go_on = sinks.publish, threading.Semaphore(0), threading.Semaphore(0)
+
+    def slow(location: Location, content: bytes) -> None:
+        begun.release()
+        assert go_on.acquire(timeout=PATIENCE_S)
+        publish(location, content)
+
+    monkeypatch.setattr(sinks, "publish", slow)
+    log = EventLog(lazy, 1)
+    log.record(EventKind.step, step=0)
+    early = threading.Thread(target=log.flush)
+    early.start()
+    assert begun.acquire(timeout=PATIENCE_S)
+    log.record(EventKind.step, step=1)  # too late for the try that goes on
+    found: list[int] = []
+
+    def flush() -> None:
+        log.flush()
+        found.extend(numbers(read_events(lazy)))
+
+    late = threading.Thread(target=flush)
+    late.start()
+    go_on.release()
+    assert begun.acquire(timeout=PATIENCE_S)
+    assert late.is_alive()
+    go_on.release()
+    for thread in (early, late):
+        thread.join(PATIENCE_S)
+    assert found == [0, 1]
+    log.close()
+
+
+def test_a_flush_ends_when_storage_fails(lazy: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = sinks.publish
+
+    def refuse(location: Location, content: bytes) -> None:
+        raise StorageError("no connection")
+
+    monkeypatch.setattr(sinks, "publish", refuse)
+    monkeypatch.setattr(module, "FLUSH_WAIT_S", PATIENCE_S * 100)
+    log = EventLog(lazy, 1)
+    log.record(EventKind.step, step=0)
+    log.flush()
+    assert read_events(lazy) == []
+    monkeypatch.setattr(sinks, "publish", publish)
+    log.flush()
+    assert numbers(read_events(lazy)) == [0]
+    log.close()
+
+
+def test_a_flush_does_not_wait_for_ever(lazy: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(sinks, "publish", lambda *_: gate.wait(PATIENCE_S))
+    monkeypatch.setattr(module, "FLUSH_WAIT_S", 0.01)
+    log = EventLog(lazy, 1)
+    log.record(EventKind.step, step=0)
+    log.flush()
+    assert not gate.is_set()
+    gate.set()
+    log.close()

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.report.histories import TOKENS, History
+from tests.report.histories import SAMPLES, TOKENS, History
 from tidemill.report.events import joined_steps
-from tidemill.report.ledger import Ending, RunReport, make_run_report
+from tidemill.report.ledger import Ending, RunReport, in_order, make_run_report
 from tidemill.spec.progress import Event, EventKind
 
 
@@ -244,3 +244,63 @@ def test_an_odd_amount_counts_for_nothing(odd: object) -> None:
     history.events[-1].fields["seconds"] = odd
     report = report_of(history)
     assert (report.tokens, report.training_s) == (3 * TOKENS, 1.5)
+
+
+def test_steps_that_are_not_told_in_full_are_steps_nevertheless() -> None:
+    history = History()
+    history.start()
+    for step in range(12):
+        if step % 10:
+            history.add(EventKind.used, step=step, samples=(step + 1) * SAMPLES)
+        else:
+            history.step(step)
+    report = report_of(history)
+    assert [event.fields["step"] for event in report.steps] == [0, 10]
+    assert (report.last_step, report.attempts[0].to_step) == (12, 12)
+    history.start()
+    history.add(EventKind.used, step=0)
+    assert report_of(history).steps == ()  # it began afresh
+
+
+def test_a_group_that_ended_by_agreement_was_not_killed() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 3)
+    history.add(EventKind.resizing, step=4, cause="grow")
+    history.start(restored=4, source="memory")
+    history.steps(4, 5)
+    history.rejoin(5)
+    history.add(EventKind.straggler, rank=1)
+    report = report_of(history)
+    assert [attempt.ending for attempt in report.attempts] == [Ending.resized, Ending.cut]
+    assert [event.attempt for event in report.rejoined] == [2]
+    assert [event.kind for event in report.signs] == [EventKind.straggler]
+
+
+def test_what_is_told_late_belongs_to_its_own_attempt_and_counts_once() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 5)
+    late = [replace(event, fields=event.fields | {"late": 2}) for event in history.events[-3:]]
+    del history.events[-2:]
+    history.start(restored=6)
+    events = [*history.events[:-1], *late, history.events[-1]]
+    assert [(e.attempt, e.kind.value, e.fields.get("step")) for e in in_order(events)] == [
+        (1, "attempt_started", None),
+        *((1, "step", step) for step in range(6)),
+        (2, "attempt_started", None),
+        (2, "restored", 6),
+    ]
+    report = make_run_report(events)
+    assert report is not None
+    assert (report.tokens, report.attempts[0].to_step) == (6 * TOKENS, 6)
+    assert report.attempts[0].ended_s == late[-1].at_s
+
+
+@pytest.mark.parametrize("odd", [None, [], {}, "x"])
+def test_odd_events_that_are_told_late_do_no_harm(odd: object) -> None:
+    history = History()
+    history.start()
+    history.add(EventKind.step, step=odd, late=odd)
+    history.add(EventKind.step, step=odd)
+    assert len(in_order(history.events)) == 2

@@ -113,6 +113,56 @@ def test_a_resumed_run_starts_where_it_was_restored() -> None:
         assert screen.shown[-1].startswith("step  41/100")
 
 
+def test_changes_of_the_workers_are_told_as_they_come() -> None:
+    history = History()
+    history.start(world=3)
+    history.steps(0, 3)
+    history.add(EventKind.notice, step=4, nodes=["ab"], reason="drain", deadline_s=30.0)
+    history.add(EventKind.hung, rank=1, node="ab", step=4, phase="data", after_s=9.0)
+    history.add(EventKind.straggler, rank=1, node="ab", slowdown=2.0, what="compute")
+    history.start(world=2, restored=4, source="memory")
+    history.step(4)
+    history.rejoin(5)
+    history.add(EventKind.resizing, step=5, cause="grow")
+    told = [line for line in plain(history.events, 100) if not line.startswith(("step  ", "att"))]
+    going_on = "going on at step 5 with 3 → 2 workers: a worker was lost; 1.2s without a step"
+    assert told == [
+        "1 node goes in 30s: drain (ab)",
+        "rank 1 on ab hangs in step 4 (data), for 9.0s so far",
+        "rank 1 on ab is slow in compute: 2.0 times as long as the others take",
+        "restored step 4 from the memory of its workers",
+        f"{going_on}, 1 step taken again",
+        "step 5 is the last of this group: there is room for more",
+    ]
+
+
+def test_steps_that_are_not_told_in_full_move_the_bar_without_a_word() -> None:
+    history = History()
+    history.start()
+    history.step(0)
+    for step in range(1, 10):
+        history.add(EventKind.used, step=step, samples=8, count=8, digest="0" * 16)
+    history.add(EventKind.used, step="?")
+    assert len(plain(history.events, 100)) == 2  # the attempt and its first step
+    screen, console = terminal()
+    with LiveView(100, console=console) as view:
+        view.feed(history.events)
+        assert screen.shown[-1].startswith("step  10/100")
+
+
+def test_what_is_told_late_is_not_news() -> None:
+    history = History()
+    history.start()
+    history.steps(0, 3)
+    history.start(restored=5, source="memory")
+    expected = plain(history.events, 100)
+    late = [
+        Event(kind=kind, at_s=0.0, attempt=1, fields={"step": step, "late": 2})
+        for kind, step in ((EventKind.step, 4), (EventKind.restored, 0), (EventKind.evaluated, 5))
+    ]
+    assert plain([*history.events[:-1], *late, history.events[-1]], 100) == expected
+
+
 def test_notices_are_literal_and_coloured() -> None:
     file = io.StringIO()
     console = Console(

@@ -17,6 +17,8 @@ SETUP = {
     "parameters": 1_200_000,
     "device": "cpu",
 }
+NODE = "3f2a77b0" * 7
+GOING_ON = "going on at step 9 with 3 → 2 workers:"
 
 
 def say(kind: EventKind, **fields: Any) -> str:
@@ -114,6 +116,56 @@ def say(kind: EventKind, **fields: Any) -> str:
         ("failed", {"rank": 0, "error": "one\ntwo"}, "rank 0 failed: one two"),
         ("failed", {}, "rank ? failed: ?"),
         ("step", {"step": 3}, "step 3"),
+        ("used", {"step": 3}, "step 3"),
+        (
+            "restored",
+            {"step": 7, "saved_world": 3, "source": "memory"},
+            "restored step 7 from the memory of its workers, saved by 3 workers",
+        ),
+        (
+            "notice",
+            {"step": 9, "nodes": [NODE], "reason": "drain", "deadline_s": 30.0},
+            f"1 node goes in 30s: drain ({NODE[:12]})",
+        ),
+        (
+            "notice",
+            {"nodes": ["a", "b"], "reason": "price\nrose", "deadline_s": None},
+            "2 nodes go at any moment: price rose (a, b)",
+        ),
+        ("notice", {}, "0 nodes go at any moment: ?"),
+        (
+            "resizing",
+            {"step": 9, "cause": "grow"},
+            "step 9 is the last of this group: there is room for more",
+        ),
+        ("resizing", {"step": 9}, "step 9 is the last of this group: another size"),
+        (
+            "rejoined",
+            {"step": 9, "cause": "kill", "before": 3, "world": 2, "stall_s": 1.4, "redone": 1},
+            f"{GOING_ON} a worker was lost; 1.4s without a step, 1 step taken again",
+        ),
+        (
+            "rejoined",
+            {"step": 9, "cause": "tide", "world": 4, "stall_s": 0.02, "redone": 0},
+            "going on at step 9 with 4 workers: tide; 20 ms without a step",
+        ),
+        (
+            "rejoined",
+            {},
+            "going on at step ? with ? workers: another size; ? without a step",
+        ),
+        (
+            "straggler",
+            {"rank": 2, "node": NODE, "slowdown": 1.84, "what": "data"},
+            f"rank 2 on {NODE[:12]} is slow in data: 1.8 times as long as the others take",
+        ),
+        ("straggler", {}, "rank ? is slow in ?: nan times as long as the others take"),
+        (
+            "hung",
+            {"rank": 2, "node": NODE, "step": 9, "phase": "data", "after_s": 12.0},
+            f"rank 2 on {NODE[:12]} hangs in step 9 (data), for 12s so far",
+        ),
+        ("hung", {}, "rank ? hangs in step ? (?), for ? so far"),
     ],
 )
 def test_what_is_said(kind: str, fields: dict[str, Any], line: str) -> None:
@@ -124,7 +176,8 @@ def test_what_is_said(kind: str, fields: dict[str, Any], line: str) -> None:
 @pytest.mark.parametrize("kind", list(EventKind))
 def test_odd_fields_cost_no_exception(kind: EventKind, odd: Any) -> None:
     names = ("step", "loss", "bits_per_byte", "bytes", "seconds", "name", "reason", "rank", "error")
-    names += ("saved_world", "checkpoint", "source", "run", "stall_s", "nodes")
+    names += ("saved_world", "checkpoint", "source", "run", "stall_s", "nodes", "node")
+    names += ("cause", "before", "redone", "deadline_s", "slowdown", "what", "phase", "after_s")
     for name in (*SETUP, *names, "tries", "retry_in_s"):
         assert "\n" not in say(kind, **{name: odd})
 

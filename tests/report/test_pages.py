@@ -13,7 +13,7 @@ from tidemill.report.inventory import Fate, Inventory, Page, Proof, Pruning, Row
 from tidemill.report.pages import make_page, make_proof_line
 
 NOW_S = 1_800_000_000.0
-PLACE = "/work/runs/hello"
+PLACE = "/home/you/runs/hello"
 WHOLE = Row(
     name="step-0000000150-a0001",
     step=150,
@@ -61,7 +61,7 @@ def listed(*rows: Row, width: int = 80) -> list[str]:
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_list_is_a_line_for_each(width: int) -> None:
     assert [words(line) for line in listed(WHOLE, OLDER, width=width)[:2]] == [
-        "/work/runs/hello: 2 checkpoints, 18.8 MiB",
+        "/home/you/runs/hello: 2 checkpoints, 18.8 MiB",
         "step loss saved by size age state",
     ]
     assert [words(line) for line in listed(WHOLE, OLDER, width=width)[3:]] == [
@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_known_is_left_blank() -> None:
 
 
 def test_a_run_without_checkpoints_says_so() -> None:
-    assert listed() == ["/work/runs/hello: no checkpoint yet"]
+    assert listed() == ["/home/you/runs/hello: no checkpoint yet"]
 
 
 # --- verify -----------------------------------------------------------------------------------

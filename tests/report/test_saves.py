@@ -103,12 +103,17 @@ def test_near_copies() -> None:
 
 def test_where_attempts_were_restored_from() -> None:
     history = started()
-    for source in ("fork", "near", None, "storage", "near", "to|morrow"):
+    for source in ("fork", "near", None, "storage", "near", "memory", "to|morrow"):
         history.start(restored=5, source=source)
     (line,) = tell(history)
     *told, unknown = line.split(", ")
-    assert told == ["6 attempts restored: 1 from another run", "2 from near memory", *told[2:]]
-    assert (told[2:], unknown) == (["2 from storage"], "1 `to\\|morrow`")
+    assert told == [
+        "7 attempts restored: 1 from another run",
+        "2 from near memory",
+        "2 from storage",
+        "1 from the memory of workers",
+    ]
+    assert unknown == "1 `to\\|morrow`"
 
 
 def test_odd_fields_break_nothing() -> None:

@@ -61,6 +61,7 @@ def test_a_finished_run(run: Location) -> None:
     history.save(20)
     history.finish(20)
     text = summarise(run, history)
+    losses = "1.0s redone, 1.0s waiting, 0.5s saving"
     for line in (
         "# run",
         "**Finished** all 20 steps.",
@@ -75,6 +76,7 @@ def test_a_finished_run(run: Location) -> None:
         "| Held-out loss | **2.164 bits per byte**, 1.5000 nats per token, at step 20 |",
         "| Tokens | 20.0k at 2.00k per second |",
         "| Time | 11s in 2 attempts |",
+        f"| Goodput | 83.3% of 12s in steps that count; lost: {losses} |",
         "- 2 saved, 6.00 MiB in all; newest `step-0000000020-a0002` (3.00 MiB in 0.2s)",
         "- 1 attempt restored: 1 from storage",
         "- 1 step skipped because gradients were not finite: 8",
@@ -182,6 +184,32 @@ def test_checkpoints_have_a_section_of_their_own(run: Location) -> None:
     assert section.splitlines()[0] == "- **1 checkpoint lost**, of step 15"
     assert len(section.splitlines()) == 6
     assert attempts(text)[1][4:6] == ["12", "near"]
+
+
+def test_changes_of_the_workers_have_a_section_of_their_own(run: Location) -> None:
+    history = History()
+    history.start(world=3)
+    history.steps(0, 9)
+    history.add(EventKind.resizing, step=10, cause="drain")
+    history.start(world=2, restored=10, source="memory")
+    history.step(10)
+    history.rejoin(11, "drain", redone=0)
+    text = summarise(run, history)
+    section = text.split("## Restarts\n\n")[1].split("\n\n")
+    assert section[0].startswith("- 1 change of the workers: 1 because a machine leaves; 1.2s")
+    assert "| 2 | 11 | drain | 3 → 2 | 2 | 0 | 0.1s |" in section[1]
+    assert attempts(text)[0][-1] == "workers changed"
+    assert attempts(text)[1][5] == "memory"
+
+
+def test_a_run_between_two_groups_says_so(run: Location) -> None:
+    history = History()
+    history.start()
+    history.steps(0, 9)
+    history.add(EventKind.resizing, step=10, cause="grow")
+    text = summarise(run, history)
+    assert "**Between two groups of workers** after step 10 of 20: forming anew, or" in text
+    assert "Restarts" not in text
 
 
 def test_refused_checkpoints_are_told(run: Location) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from tidemill.errors import SpecError
-from tidemill.spec.doors import Action, CheckpointsSpec, ExportFormat, ExportSpec, GenerateSpec
+from tidemill.spec.doors import (
+    Action,
+    AuditSpec,
+    CheckpointsSpec,
+    ExportFormat,
+    ExportSpec,
+    GenerateSpec,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +77,13 @@ def test_exporting_needs_sense(bad: dict[str, Any], key: str) -> None:
 def test_looking_at_checkpoints_needs_sense(action: str, bad: dict[str, Any], key: str) -> None:
     with pytest.raises(SpecError) as caught:
         CheckpointsSpec(**{"action": Action(action), "run": "a", **bad})
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize(("bad", "key"), [({"run": "a/b"}, "run"), ({"storage": ""}, "storage")])
+def test_auditing_needs_sense(bad: dict[str, Any], key: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        AuditSpec(**{"run": "a", **bad})
     assert caught.value.key == key
 
 

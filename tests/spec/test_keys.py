@@ -45,7 +45,7 @@ def test_groups_are_the_specs_inside() -> None:
         ("Steps", "did you mean steps?"),
         ("models", "did you mean model?"),
         ("optim.momentun", "did you mean optim.momentum?"),
-        ("scale.q", "use one of scale.workers, scale.cpus_per_worker, "),
+        ("scale.q", "use one of scale.workers, scale.min_workers, "),
         ("zebra", "--cfg job shows all keys"),
         ("zebra.q", "--cfg job shows all keys"),
     ],

@@ -19,11 +19,12 @@ from tidemill.spec.run import (
     Offload,
     Recompute,
     ReportSpec,
+    Reproducibility,
     Resume,
     RunSpec,
-    ScaleSpec,
     StrategySpec,
 )
+from tidemill.spec.scale import ScaleSpec
 from tidemill.spec.training import (
     AdamWSpec,
     BatchSpec,
@@ -88,7 +89,12 @@ OTHER: list[dict[str, Any]] = [
     {"precision": PrecisionSpec(kind=PrecisionKind.fp16)},
     {"batch": replace(RUN.batch, global_size=16)},
     {"batch": replace(RUN.batch, sequence=32)},
+    {"reproducibility": Reproducibility.bitwise},
 ]
+
+
+BITWISE = {"reproducibility": Reproducibility.bitwise}
+NOT_BITWISE = [Fsdp2Spec(), *(DeepSpeedSpec(stage=stage) for stage in (1, 2, 3))]
 
 
 @pytest.mark.parametrize("changes", SAME, ids=str)
@@ -123,6 +129,32 @@ def test_the_digest_survives_storage() -> None:
 def test_the_digest_is_the_same_in_every_version() -> None:
     # Checkpoints hold it: when this fails, runs of the last release can no longer be resumed.
     assert RUN.digest() == "e1ddb9e1b7f0d0985828293f0885e81226bf5f9072e9d70b822e33d4024cec9e"
+
+
+def test_in_bitwise_mode_the_cut_is_mathematics_and_the_workers_are_not() -> None:
+    run = replace(RUN, reproducibility=Reproducibility.bitwise)
+    assert replace(run, scale=ScaleSpec(workers=4)).digest() == run.digest()
+    cut = replace(run, batch=replace(run.batch, micro_size=1))
+    ((key, old, new),) = differences(run.identity(), cut.identity())
+    assert (key, old, new) == (
+        "reproducibility",
+        "bitwise with batch.micro_size=2",
+        "bitwise with batch.micro_size=1",
+    )
+
+
+@pytest.mark.parametrize("workers", [5, 8, 9])
+def test_a_cut_too_coarse_for_the_workers_is_refused_with_one_that_is_not(workers: int) -> None:
+    run = replace(RUN, reproducibility=Reproducibility.bitwise)
+    with pytest.raises(SpecError, match="which leaves") as caught:
+        replace(run, scale=ScaleSpec(workers=workers))
+    assert "scale.workers=4" in caught.value.remedy
+    micro = 8 // workers
+    assert ("batch.micro_size" in caught.value.remedy) is (micro > 0)
+    if micro:
+        assert f"batch.micro_size={micro}" in caught.value.remedy
+        batch = replace(run.batch, micro_size=micro)
+        replace(run, scale=ScaleSpec(workers=workers), batch=batch)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +193,8 @@ def test_strategies_are_named_as_they_are_typed(
             "precision.scale_window",
         ),
         ({"strategy": DeepSpeedSpec(stage=2, overlap=True)}, "strategy.overlap"),
+        *(({**BITWISE, "strategy": strategy}, "reproducibility") for strategy in NOT_BITWISE),
+        ({**BITWISE, "scale": ScaleSpec(workers=5)}, "reproducibility"),
     ],
 )
 def test_relations_are_checked(changes: dict[str, Any], key: str) -> None:
@@ -188,6 +222,7 @@ def test_relations_are_checked(changes: dict[str, Any], key: str) -> None:
             "strategy": DeepSpeedSpec(stage=2, overlap=True),
             "scale": ScaleSpec(gpus_per_worker=1),
         },
+        {**BITWISE, "scale": ScaleSpec(workers=4)},
     ],
     ids=str,
 )

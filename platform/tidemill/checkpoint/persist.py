@@ -90,7 +90,7 @@ class Persister:
         self._world = world
         self._exchange = exchange
         self._snapshot = snapshot
-        self._record = recorder.record
+        self._recorder = recorder
         self._retry_for_s = retry_for_s
         self._hurried = hurried
         self._near = near
@@ -128,6 +128,12 @@ class Persister:
         return self._commit(saved, image, text.encode(), job) if job.commit else None
 
     def _compose(self, heard: list[shares.Share], job: Job) -> str:
+        """The manifest of one state; all that led to it is in the log by then.
+
+        A run may go on from the state as soon as it is sealed or committed, whatever becomes of
+        this process, and its log must not lack the steps before.
+        """
+        self._recorder.flush()
         shares.require_one_moment(heard)
         shares.require_equal_scalars(heard)
         header = self._header
@@ -159,9 +165,9 @@ class Persister:
             nodes = self._exchange.together(lambda: near.keep(saved.name, self._file, image.memory))
             self._exchange.together(lambda: near.seal(saved.name, text))
         except CheckpointError as error:
-            self._record(EventKind.near_refused, step=saved.cursor.step, reason=str(error))
+            self._recorder.record(EventKind.near_refused, step=saved.cursor.step, reason=str(error))
             return
-        self._record(
+        self._recorder.record(
             EventKind.near_kept,
             step=saved.cursor.step,
             nodes=min(nodes),
@@ -178,7 +184,9 @@ class Persister:
             try:
                 return self._try_to_commit(saved, image, text, job)
             except CheckpointError as error:
-                hopeless = self._exchange.first(lambda: time.monotonic() >= give_up_s)
+                hopeless = self._exchange.first(
+                    lambda: self._shelf.over or time.monotonic() >= give_up_s
+                )
                 self._note_failure(job, error, tries, None if hopeless else pause_s)
                 if hopeless or self._overtaken(pause_s):
                     return None
@@ -194,7 +202,7 @@ class Persister:
             if self._world.rank == 0:
                 self._shelf.discard(saved.name)
             raise
-        self._record(
+        self._recorder.record(
             EventKind.checkpoint_saved,
             step=saved.cursor.step,
             name=saved.name,
@@ -222,7 +230,7 @@ class Persister:
     ) -> None:
         job.problem = str(error)
         log.warning("step %d was not saved (try %d): %s", job.cursor.step, tries, error)
-        self._record(
+        self._recorder.record(
             EventKind.checkpoint_failed,
             step=job.cursor.step,
             reason=str(error),

@@ -1,7 +1,8 @@
-"""Which checkpoint a run goes on from, and how all ranks come to hold it together.
+"""Which state a run goes on from, and how all ranks come to hold it together.
 
-Whatever is wrong with one is found by some rank and heard by all, and then all of them turn to the
-one before; so what a rank has filled by then does not matter, it is filled again.
+The newest one, wherever it is: in the memory of processes, of nodes, or in storage. Whatever is
+wrong with a checkpoint is found by some rank and heard by all, and then all of them turn to the one
+before; so what a rank has filled by then does not matter, it is filled again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from tidemill import storage
 from tidemill.checkpoint import content, manifest, shares
@@ -17,9 +19,10 @@ from tidemill.checkpoint.content import Source, StoredSource
 from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.fragments import Copy, plan_copies
 from tidemill.checkpoint.manifest import CHECKPOINTS, MANIFEST, RNG, Manifest, parse_name
+from tidemill.checkpoint.memory import Held, Memory
 from tidemill.checkpoint.near import Near
 from tidemill.errors import CheckpointError, CorruptCheckpoint, StorageError, TrainingError
-from tidemill.spec.progress import State, World
+from tidemill.spec.progress import Cursor, State, World
 from tidemill.storage import Location
 
 log = logging.getLogger(__name__)
@@ -28,22 +31,29 @@ log = logging.getLogger(__name__)
 class Origin(StrEnum):
     """Where a state came from."""
 
-    storage = "storage"
+    memory = "memory"
     near = "near"
+    storage = "storage"
     fork = "fork"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
     """A state that was loaded.
 
     Attributes:
-        manifest: Of the checkpoint; its cursor is where the run goes on.
         source: Where it came from.
+        cursor: Where the run goes on.
+        world: Ranks that trained it.
+        origin: What the run started from, see `Manifest.origin`.
+        manifest: Of the checkpoint, if it is one.
     """
 
-    manifest: Manifest
     source: Origin
+    cursor: Cursor
+    world: int
+    origin: dict[str, Any]
+    manifest: Manifest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +81,13 @@ class _Candidate:
     def place(self) -> Location:
         return self.run / CHECKPOINTS / self.name
 
+    @property
+    def step(self) -> int:
+        return (parse_name(self.name) or (0, 0))[0]
+
 
 class Restorer:
-    """Finds the newest checkpoint that is whole and fills a state from it.
+    """Finds the newest state that is whole and fills one from it.
 
     Args:
         run: The run's directory.
@@ -81,24 +95,34 @@ class Restorer:
         exchange: Used by nobody else meanwhile.
         verify: Compare every byte that is read with its checksum.
         near: Memory of nodes, if snapshots are kept there too.
+        memory: Memory of this process, if it may hold what an earlier attempt left.
     """
 
     def __init__(
-        self, run: Location, *, world: World, exchange: Exchange, verify: bool, near: Near | None
+        self,
+        run: Location,
+        *,
+        world: World,
+        exchange: Exchange,
+        verify: bool,
+        near: Near | None,
+        memory: Memory | None,
     ) -> None:
         self._run = run
         self._world = world
         self._exchange = exchange
         self._verify = verify
         self._near = near
+        self._memory = memory
 
     def load(
         self, state: State, refused: Callable[[Location, str], None], fork: Fork | None
     ) -> Restored | None:
         """See `Store.load`."""
+        held = self._memory.find(self._exchange) if self._memory is not None else None
         reasons: list[str] = []
         spoilt = False
-        for candidate in self._candidates(fork):
+        for candidate in self._candidates(fork, held):
             try:
                 found = self._fill(candidate, state)
             except CorruptCheckpoint as error:
@@ -109,7 +133,19 @@ class Restorer:
                     refused(candidate.place, str(error))
                 continue
             state.scalars.update(found.scalars)
-            return Restored(found, candidate.source)
+            forked = {"run": found.run, "step": found.cursor.step}
+            return Restored(
+                source=candidate.source,
+                cursor=found.cursor,
+                world=found.world,
+                origin=forked if candidate.source is Origin.fork else found.origin,
+                manifest=found,
+            )
+        if self._memory is not None and held is not None:
+            self._memory.fill(held, state, self._world)
+            return Restored(
+                source=Origin.memory, cursor=held.cursor, world=held.world, origin=held.origin
+            )
         if reasons:
             raise CheckpointError(
                 f"{self._run}: no checkpoint is whole ({'; '.join(reasons)}); restore one from a "
@@ -120,15 +156,20 @@ class Restorer:
             raise TrainingError("a snapshot in the memory of nodes was lost while it was read")
         return None
 
-    def _candidates(self, fork: Fork | None) -> list[_Candidate]:
-        """Checkpoints of this run, newest first, or else those of the run to fork. Collective."""
+    def _candidates(self, fork: Fork | None, held: Held | None) -> list[_Candidate]:
+        """Checkpoints of this run, newest first, or else those of the run to fork. Collective.
+
+        Only those that are newer than what processes hold; nobody looks if there can be none.
+        """
+        if held is not None and held.newest:
+            return []
 
         def look() -> list[list[str]]:
             near = self._find_near()
             stored = [place.name for place in manifest.committed(self._run)]
             found = [[name, Origin.near.value] for name in near]
             found += [[name, Origin.storage.value] for name in stored]
-            if not found and fork is not None:
+            if not found and held is None and fork is not None:
                 places = manifest.committed(fork.run)
                 names = [place.name for place in places if _is_asked(place.name, fork.step)]
                 found = [[name, Origin.fork.value] for name in names]
@@ -137,7 +178,7 @@ class Restorer:
             # Of equals, the one in memory is read.
             return sorted(found, key=lambda item: parse_name(item[0]) or (0, 0), reverse=True)
 
-        return [
+        candidates = [
             _Candidate(
                 name,
                 Origin(source),
@@ -145,6 +186,7 @@ class Restorer:
             )
             for name, source in self._exchange.first(look)
         ]
+        return [one for one in candidates if held is None or one.step > held.cursor.step]
 
     def _find_near(self) -> list[str]:
         """Names of the snapshots in the memory of nodes that earlier attempts have left."""
@@ -172,7 +214,7 @@ class Restorer:
                 content.check_sizes(source[0], found.files)
             if found.rng != RNG:
                 raise CheckpointError(f"{place}: random numbers were {found.rng}, not {RNG}")
-            shares.require_fit(place, state, found)
+            shares.require_fit(place, state, found.tensors)
             targets.extend(content.find_targets(state))
             plan.update(plan_copies([target.wanted for target in targets], found.tensors))
 

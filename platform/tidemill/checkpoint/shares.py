@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidemill.checkpoint.fragments import StoredPiece, StoredTensor, find_flaw
-from tidemill.checkpoint.manifest import Manifest, StoredFile, encode_tensors
+from tidemill.checkpoint.manifest import StoredFile, encode_tensors
 from tidemill.checkpoint.snapshot import Image
 from tidemill.errors import CheckpointError
 from tidemill.spec.base import digest_of
@@ -102,14 +102,14 @@ def join_tensors(shares: Sequence[Share]) -> dict[str, StoredTensor]:
     return joined
 
 
-def require_fit(place: Location, state: State, found: Manifest) -> None:
+def require_fit(place: Location | str, state: State, tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse a checkpoint that does not hold exactly the tensors of `state`.
 
     Raises:
         CheckpointError: A tensor is missing, left over, or of another shape or dtype; names it.
     """
-    for name in sorted({*state.tensors, *found.tensors}):
-        live, stored = state.tensors.get(name), found.tensors.get(name)
+    for name in sorted({*state.tensors, *tensors}):
+        live, stored = state.tensors.get(name), tensors.get(name)
         if stored is None:
             raise CheckpointError(
                 f"{place}: {name} is not in the checkpoint; was the model changed?"

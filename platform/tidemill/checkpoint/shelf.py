@@ -1,13 +1,15 @@
 """The checkpoints of a run in storage, as rank 0 changes them: make room, commit, prune, sweep.
 
 A directory is a checkpoint from the moment its manifest is there until the moment it is not, so
-both putting one up and taking one down are a single atomic act, and anything else is litter.
+both putting one up and taking one down are a single atomic act, and anything else is litter. Ranks
+that were cut off may still train; once a later attempt has begun, they put up nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 
 from tidemill import storage
 from tidemill.checkpoint import content, manifest
@@ -26,12 +28,18 @@ class Shelf:
     Args:
         run: The run's directory.
         keep: Which checkpoints stay.
+        overtaken: Whether a later attempt of the run has begun.
+
+    Attributes:
+        over: Whether one was seen to have begun: nothing is committed here any more.
     """
 
-    def __init__(self, run: Location, keep: Keep) -> None:
+    def __init__(self, run: Location, keep: Keep, overtaken: Callable[[], bool]) -> None:
         self.run = run
         self.refused: set[str] = set()
+        self.over = False
         self._keep = keep
+        self._overtaken = overtaken
         self._known: dict[str, Candidate] = {}
 
     def place(self, name: str) -> Location:
@@ -43,7 +51,12 @@ class Shelf:
 
         Returns:
             False if a whole checkpoint of that name is there already.
+
+        Raises:
+            CheckpointError: A later attempt has begun.
+            StorageError: It cannot be made.
         """
+        self._require_current()
         place = self.place(name)
         if name not in self.refused and storage.exists(place / MANIFEST):
             with contextlib.suppress(CorruptCheckpoint):
@@ -57,8 +70,8 @@ class Shelf:
         """Publish the manifest, once all files are there.
 
         Raises:
-            CheckpointError: A file is not there as it was written, e.g. because ranks do not see
-                the same storage.
+            CheckpointError: A later attempt has begun; or a file is not there as it was written,
+                e.g. because ranks do not see the same storage.
             StorageError: The manifest cannot be written.
         """
         place = self.place(name)
@@ -68,6 +81,7 @@ class Shelf:
             raise CheckpointError(
                 f"{place}: {error} as rank 0 sees it; use storage that every node sees"
             ) from error
+        self._require_current()  # once more, because writing may have taken long
         storage.publish(place / MANIFEST, encoded)
 
     def discard(self, name: str) -> None:
@@ -113,6 +127,12 @@ class Shelf:
         for place in litter:
             storage.remove(place)
         return [place.name for place in litter]
+
+    def _require_current(self) -> None:
+        """Refuse to write for an attempt that a later one may have taken back by now."""
+        self.over = self.over or self._overtaken()
+        if self.over:
+            raise CheckpointError("this attempt is over: a later one goes on with the run")
 
     def _look_around(self) -> tuple[list[Location], list[Location]]:
         """The directories with a manifest, and those without, newest first."""

@@ -15,7 +15,7 @@ import torch
 
 from tidemill.checkpoint.blocks import digests_of, trailer_size
 from tidemill.checkpoint.content import Layout, find_targets, lay_out
-from tidemill.spec.progress import Piece, State
+from tidemill.spec.progress import Fragment, Piece, State
 
 BUFFERS = "buffer."
 """Prefix of tensors that a forward may change; they are copied before training goes on."""
@@ -64,15 +64,7 @@ class Snapshot:
 
     def begin(self, state: State) -> None:
         """Fix `state` as of now; until `settle` returns, the optimizer must not change it."""
-        self._state = State(
-            {
-                name: replace(held, pieces=tuple(_own(piece) for piece in held.pieces))
-                if name.startswith(BUFFERS)
-                else held
-                for name, held in state.tensors.items()
-            },
-            state.scalars,
-        )
+        self._state = State(state.tensors | own_buffers(state), state.scalars)
         self._enqueued.clear()
         if self._gpu is not None:
             self._begun.record(torch.cuda.current_stream(self._gpu))
@@ -84,19 +76,13 @@ class Snapshot:
             CheckpointError: A piece does not belong to its tensor; names it.
         """
         try:
-            targets = find_targets(self._state)
-            layout = lay_out(self._state, targets, self._file)
-            memory = self._memory_for(layout.data)
-            with self._beside_training():
-                for offset, target in zip(layout.offsets, targets, strict=True):
-                    size = target.memory.numel()
-                    memory[offset : offset + size].copy_(target.memory, non_blocking=True)
+            layout = self._copy()
         finally:
             self._state = State({})
             self._enqueued.set()
         if self._gpu is not None:
             self._copied.synchronize()
-        content = memory.numpy().data
+        content = self._memory_for(layout.data).numpy().data
         trailer = digests_of(content[: layout.data])
         content[layout.data :] = trailer
         return Image(layout, content, trailer)
@@ -106,6 +92,20 @@ class Snapshot:
         self._enqueued.wait()
         if self._gpu is not None:
             torch.cuda.current_stream(self._gpu).wait_event(self._copied)
+
+    def let_go(self) -> None:
+        """Wait until nothing refers to what `begin` fixed, so that its memory can be freed."""
+        self._enqueued.wait()
+
+    def _copy(self) -> Layout:
+        targets = find_targets(self._state)
+        layout = lay_out(self._state, targets, self._file)
+        memory = self._memory_for(layout.data)
+        with self._beside_training():
+            for offset, target in zip(layout.offsets, targets, strict=True):
+                size = target.memory.numel()
+                memory[offset : offset + size].copy_(target.memory, non_blocking=True)
+        return layout
 
     @contextlib.contextmanager
     def _beside_training(self) -> Iterator[None]:
@@ -123,6 +123,15 @@ class Snapshot:
             self._memory = torch.empty(0, dtype=torch.uint8)  # never two of them at once
             self._memory = torch.zeros(size, dtype=torch.uint8, pin_memory=self._gpu is not None)
         return self._memory[:size]
+
+
+def own_buffers(state: State) -> dict[str, Fragment]:
+    """Copies of the buffers of a state, which a forward pass may change."""
+    return {
+        name: replace(held, pieces=tuple(_own(piece) for piece in held.pieces))
+        for name, held in state.tensors.items()
+        if name.startswith(BUFFERS)
+    }
 
 
 def _own(piece: Piece) -> Piece:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Any
 
 from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.manifest import Header, Manifest
+from tidemill.checkpoint.memory import Memory
 from tidemill.checkpoint.near import Near
 from tidemill.checkpoint.persist import Job, Persister, rank_file
-from tidemill.checkpoint.restore import Fork, Origin, Restored, Restorer
+from tidemill.checkpoint.restore import Fork, Restored, Restorer
 from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.shelf import Shelf
 from tidemill.checkpoint.snapshot import Snapshot
@@ -31,6 +33,17 @@ CLOSE_WAIT_S = 2.0
 log = logging.getLogger(__name__)
 
 
+def _never() -> bool:
+    return False
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what an error's frames refer to: live state, connections to other ranks."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 class Store:
     """The checkpoints of one run, as one attempt sees them.
 
@@ -38,12 +51,16 @@ class Store:
         run: The run's directory, on storage that every rank sees.
         header: What each checkpoint says about the run.
         world: This rank's place.
-        exchange: Between the ranks of `world`; nobody else may use it once state is saved.
+        exchange: Between the ranks of `world`; nobody else may use it once state is saved, and it
+            is closed with the store.
         recorder: Hears of each save, from another thread.
         keep: Which checkpoints stay after each commit.
         verify: What is checked when one is loaded.
         retry_for_s: Seconds for which a failing save is tried again.
         near: Memory of nodes that also holds the newest snapshot.
+        memory: Memory of this process, which may hold what an earlier attempt left.
+        overtaken: Whether a later attempt of the run has begun, asked by rank 0 before it commits;
+            from then on this one commits nothing.
     """
 
     def __init__(
@@ -58,11 +75,20 @@ class Store:
         verify: Verify = Verify.full,
         retry_for_s: float = 0.0,
         near: Near | None = None,
+        memory: Memory | None = None,
+        overtaken: Callable[[], bool] = _never,
     ) -> None:
         self._world = world
-        self._shelf = Shelf(run, keep)
+        self._exchange = exchange
+        self._memory = memory
+        self._shelf = Shelf(run, keep, overtaken)
         self._restorer = Restorer(
-            run, world=world, exchange=exchange, verify=verify is Verify.full, near=near
+            run,
+            world=world,
+            exchange=exchange,
+            verify=verify is Verify.full,
+            near=near,
+            memory=memory,
         )
         self._snapshot = Snapshot(rank_file(world.rank), world.device)
         self._hurry = threading.Event()
@@ -97,16 +123,16 @@ class Store:
         refused: Callable[[Location, str], None],
         fork: Fork | None = None,
     ) -> Restored | None:
-        """Fill `state` from the newest checkpoint that is whole. Collective.
+        """Fill `state` from the newest one that is whole, wherever it is. Collective.
 
         Args:
-            state: Its pieces are filled in place, whatever world or strategy saved them, and its
+            state: Its pieces are filled in place, whatever world or strategy made them, and its
                 scalars updated.
             refused: Called on every rank with each newer checkpoint that is not whole, and why.
-            fork: What to load if the run has no checkpoint of its own.
+            fork: What to load if the run has no state of its own.
 
         Returns:
-            What was loaded; None if there is no checkpoint.
+            What was loaded; None if there is none.
 
         Raises:
             CheckpointError: None of the checkpoints is whole, or the newest whole one is of another
@@ -120,13 +146,14 @@ class Store:
 
         found = self._restorer.load(state, refuse, fork)
         if found is not None:
-            forked = {"run": found.manifest.run, "step": found.manifest.cursor.step}
-            self.set_origin(forked if found.source is Origin.fork else found.manifest.origin)
+            self.set_origin(found.origin)
         return found
 
     def set_origin(self, origin: dict[str, Any]) -> None:
         """Say in every later checkpoint what the run started from, see `Manifest.origin`."""
         self._persister.origin = origin
+        if self._memory is not None:
+            self._memory.origin = origin
 
     def prepare(self, state: State) -> None:
         """Allocate the memory that a snapshot of `state` needs, before training is in the way."""
@@ -212,11 +239,22 @@ class Store:
         """
         return self._shelf.sweep(self._world.attempt) if self._world.rank == 0 else []
 
-    def close(self) -> None:
-        """End the thread; what is in flight is given up unless it is done within two seconds."""
-        if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join(CLOSE_WAIT_S)
+    def close(self, wait_s: float = CLOSE_WAIT_S) -> None:
+        """End the attempt's saves; ranks hear of it that still wait for this one.
+
+        When it returns, nothing refers to the state any more. A thread that storage keeps waiting
+        ends when storage lets it, and commits nothing.
+
+        Args:
+            wait_s: Seconds that what is in flight may take; after that it is given up. Use 0 if a
+                rank was lost, because no save can succeed then.
+        """
+        self._jobs.put(None)
+        done = self._idle.wait(wait_s)
+        self._exchange.close()
+        self._snapshot.let_go()
+        if self._thread is not None and done:
+            self._thread.join()
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -226,6 +264,7 @@ class Store:
                 if job.commit:
                     self._unsaved = None if saved else job
             except BaseException as error:  # noqa: BLE001 - told by the next call of training
+                _forget_frames(error)
                 self._broken = error
             finally:
                 self._idle.set()

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -206,6 +207,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _composed(lines: Sequence[str], config_name: str, *, with_hydra: bool = False) -> DictConfig:
+    GlobalHydra.instance().clear()  # a door that is open has no more use for its own
     with hydra.initialize_config_dir(str(CONF), version_base=HYDRA):
         return hydra.compose(config_name, overrides=list(lines), return_hydra_config=with_hydra)
 

@@ -14,8 +14,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from tidemill.spec.base import Spec
-from tidemill.spec.doors import CheckpointsSpec, ExportSpec, GenerateSpec
+from tidemill.spec.doors import AuditSpec, CheckpointsSpec, ExportSpec, GenerateSpec
+from tidemill.spec.replay import ReplaySpec
 from tidemill.spec.run import DdpSpec, DeepSpeedSpec, Fsdp2Spec, RunSpec
+from tidemill.spec.supervise import SuperviseSpec
 from tidemill.spec.training import (
     AdamWSpec,
     CustomModelSpec,
@@ -43,6 +45,9 @@ SCHEMAS: dict[str, type[Spec]] = {
     "generate": GenerateSpec,
     "export": ExportSpec,
     "checkpoints": CheckpointsSpec,
+    "audit": AuditSpec,
+    "supervise": SuperviseSpec,
+    "replay": ReplaySpec,
     "model/gpt": GptSpec,
     "model/custom": CustomModelSpec,
     "data/text": TextSpec,

@@ -14,7 +14,7 @@ from tidemill.data import cache
 from tidemill.data.packing import divide, pack, survey
 from tidemill.data.shards import Layout, PackedTokens
 from tidemill.data.sources import Source
-from tidemill.data.stream import Split, Stream, SyntheticStream, TokenStream
+from tidemill.data.stream import Split, Stream, SyntheticStream, TokenStream, count_windows
 from tidemill.data.text import open_text
 from tidemill.data.tokens import open_tokens
 from tidemill.errors import DataError
@@ -120,6 +120,16 @@ def open_stream(
         )
     tokens = PackedTokens(corpus.uri, index.shards[split], index.layout)
     return TokenStream(tokens, seed=seed, sequence=sequence, split=split)
+
+
+def samples_per_epoch(corpus: Corpus, sequence: int) -> int:
+    """Samples of the training side, which need not be there.
+
+    Args:
+        corpus: As a run has it.
+        sequence: Tokens per sample.
+    """
+    return count_windows(corpus.train_tokens, sequence) if corpus.uri else corpus.train_documents
 
 
 def _synthetic(spec: SyntheticSpec) -> Corpus:

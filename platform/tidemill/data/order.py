@@ -2,7 +2,7 @@
 
 A shuffled list would have to be stored, sent and fast-forwarded; a small-domain cipher gives
 sample i of a run from (seed, i) alone, in constant time, so a resumed run of any world size goes on
-where the last one stopped. Standard library only: `stream` repeats it over numpy arrays.
+where the last one stopped. Standard library only: `places` repeats it over numpy arrays.
 """
 
 from __future__ import annotations
@@ -36,6 +36,19 @@ def place(index: int, size: int, seed: int) -> tuple[int, int]:
         raise ValueError(f"no sample {index} in epochs of {size}")
     epoch, offset = divmod(index, size)
     return epoch, permute(offset, size, epoch_key(seed, epoch))
+
+
+def mark(epoch: int, position: int) -> int:
+    """A 64-bit word that stands for one use of a sample.
+
+    Sums of marks modulo 2**64 tell apart which samples were used, and how often: two different
+    lists have the same sum by accident only, once in 2**64.
+
+    Args:
+        epoch: As `place` tells it.
+        position: Likewise.
+    """
+    return mix((mix(epoch + 1) + position) & MASK)
 
 
 def permute(index: int, size: int, key: int) -> int:

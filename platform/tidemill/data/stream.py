@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tidemill.data import order
+from tidemill.data.places import Integers, Words, find_places, mark_all, mix_all
 from tidemill.data.shards import PackedTokens
 from tidemill.plan.batch import Slot
 
@@ -22,8 +22,6 @@ Split = Literal["train", "val"]
 
 STRIDES = 3
 NOISE_ONE_IN = 16
-
-Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +32,13 @@ class Samples:
         inputs: Tokens, int64 of shape (B, S).
         targets: The token after each input, or `IGNORE` where nothing is to be learnt; same shape.
         keys: Number of each sample within the run (or within validation), int64 of shape (B,).
+        marks: `order.mark` of each sample that counts, int64 of shape (B,); an empty slot has none.
     """
 
-    inputs: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    keys: NDArray[np.int64]
+    inputs: Integers
+    targets: Integers
+    keys: Integers
+    marks: Integers
 
 
 class Stream(Protocol):
@@ -75,7 +75,7 @@ class TokenStream:
     """
 
     def __init__(self, tokens: PackedTokens, *, seed: int, sequence: int, split: Split) -> None:
-        self.samples = max(0, -(-(tokens.tokens - 1) // sequence))
+        self.samples = count_windows(tokens.tokens, sequence)
         self._tokens = tokens
         self._seed = seed
         self._sequence = sequence
@@ -94,7 +94,7 @@ class TokenStream:
             targets[absent] = IGNORE
         if not slot.size:
             targets[:] = IGNORE
-        return Samples(inputs, targets, keys)
+        return Samples(inputs, targets, keys, _marks(keys, places, self.samples, slot))
 
 
 class SyntheticStream:
@@ -122,21 +122,22 @@ class SyntheticStream:
     def take(self, first: int, slot: Slot) -> Samples:
         """See `Stream.take`."""
         keys = _keys(first, slot)
-        places = _places(keys, self.samples, self._seed, self._split).astype(np.uint64)
-        purpose = functools.partial(self._words, places)
+        places = _places(keys, self.samples, self._seed, self._split)
+        words = places.astype(np.uint64)
+        purpose = functools.partial(self._words, words)
         at = np.arange(self._sequence + 1, dtype=np.uint64)
         vocab = np.uint64(self._vocab)
         begin = purpose("begin")[:, None] % vocab
         stride = purpose("stride")[:, None] % np.uint64(STRIDES) + np.uint64(1)
-        noise = _mix(purpose("noise")[:, None] + at * np.uint64(order.GOLDEN))
+        noise = mix_all(purpose("noise")[:, None] + at * np.uint64(order.GOLDEN))
         windows = (begin + stride * at) % vocab
         replaced = noise % np.uint64(NOISE_ONE_IN) == 0
         windows = np.where(replaced, (noise >> np.uint64(32)) % vocab, windows).astype(np.int64)
         inputs, targets = windows[:, :-1].copy(), windows[:, 1:].copy()
-        targets[at[None, :-1] >= self._kept(places)[:, None]] = IGNORE
+        targets[at[None, :-1] >= self._kept(words)[:, None]] = IGNORE
         if not slot.size:
             targets[:] = IGNORE
-        return Samples(inputs, targets, keys)
+        return Samples(inputs, targets, keys, _marks(keys, places, self.samples, slot))
 
     def _kept(self, places: Words) -> Words:
         """How many targets of each sample are not masked."""
@@ -149,56 +150,27 @@ class SyntheticStream:
     def _words(self, places: Words, purpose: str) -> Words:
         """One random word per sample, for one purpose."""
         key = order.derive_key(f"synthetic {self._seed} {self._split} {purpose}")
-        return _mix(_mix(places + np.uint64(1)) ^ np.uint64(key))
+        return mix_all(mix_all(places + np.uint64(1)) ^ np.uint64(key))
 
 
-def _keys(first: int, slot: Slot) -> NDArray[np.int64]:
+def count_windows(tokens: int, sequence: int) -> int:
+    """Samples of a corpus of so many tokens; the last one may be short."""
+    return max(0, -(-(tokens - 1) // sequence))
+
+
+def _keys(first: int, slot: Slot) -> Integers:
     """Numbers of a slot's samples; of the step's first one if it is empty."""
     start = first + slot.start if slot.size else first
     return np.arange(start, start + max(1, slot.size), dtype=np.int64)
 
 
-def _places(keys: NDArray[np.int64], size: int, seed: int, split: Split) -> NDArray[np.int64]:
+def _places(keys: Integers, size: int, seed: int, split: Split) -> Integers:
     """Which of the corpus's samples the numbered samples are."""
     if keys[0] < 0 or size < 1 or (split == "val" and keys[-1] >= size):
         raise ValueError(f"asked for samples {keys[0]} to {keys[-1]} of {size} in {split}")
-    if split == "val":
-        return keys
-    places = np.empty_like(keys)
-    epochs = keys // size
-    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-        here = epochs == epoch
-        places[here] = permute_all(keys[here] - epoch * size, size, order.epoch_key(seed, epoch))
-    return places
+    return keys if split == "val" else find_places(keys, size, seed)
 
 
-def permute_all(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
-    """`order.permute` of many indices at once: equal results, a fraction of the time.
-
-    Args:
-        indices: int64 of shape (N,), each in [0, size).
-        size: As for `order.permute`.
-        key: As for `order.permute`.
-
-    Returns:
-        int64 of shape (N,).
-    """
-    rows, columns = (np.uint64(side) for side in order.grid(size))
-    keys = [(np.uint64(even), np.uint64(odd)) for even, odd in order.round_keys(key)]
-    images = indices.astype(np.uint64)
-    walking = np.arange(len(images))
-    while len(walking):
-        row, column = np.divmod(images[walking], columns)
-        for even, odd in keys:
-            row = (row + _mix(column ^ even) % rows) % rows
-            column = (column + _mix(row ^ odd) % columns) % columns
-        images[walking] = row * columns + column
-        walking = walking[images[walking] >= np.uint64(size)]
-    return images.astype(np.int64)
-
-
-def _mix(words: Words) -> Words:
-    """`order.mix` of an array; unsigned products wrap around as they should."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(order.MIX_1)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(order.MIX_2)
-    return words ^ (words >> np.uint64(31))
+def _marks(keys: Integers, places: Integers, size: int, slot: Slot) -> Integers:
+    """What the ledger adds up; of a dummy sample, nothing."""
+    return mark_all(keys[: slot.size], places[: slot.size], size)

@@ -40,6 +40,9 @@ class Beginning:
     def find(self) -> Cursor:
         """Fill the engine, and say where the run goes on. Collective.
 
+        This attempt is in the event log before it looks, and earlier ones that were cut off commit
+        nothing from then on; so what it finds is the newest state there will be.
+
         Raises:
             CheckpointError: There is something to start from and it cannot be used.
             TrainingError: It was lost while it was read.
@@ -48,6 +51,7 @@ class Beginning:
         fork = None
         if policy.from_run:
             fork = Fork(run=locate(self.spec.storage) / policy.from_run, step=policy.from_step)
+        self.recorder.flush()
         found = self.store.load(wanted, self._refused, fork)
         if found is not None:
             return self._go_on(found, wanted)
@@ -57,22 +61,21 @@ class Beginning:
 
     def _go_on(self, found: Restored, wanted: State) -> Cursor:
         saved = found.manifest
-        if found.source is Origin.fork:
-            if saved.precision != self.spec.precision.kind.value:
-                wanted.scalars.pop("loss_scale", None)  # another number format has its own
-        else:
-            self.guard.restore(saved.scalars["guard"])
+        if found.source is not Origin.fork:
+            self.guard.restore(wanted.scalars["guard"])
+        elif saved is not None and saved.precision != self.spec.precision.kind.value:
+            wanted.scalars.pop("loss_scale", None)  # another number format has its own
         self.engine.restore(wanted)
+        told = {} if saved is None else {"checkpoint": saved.name, "run": saved.run}
         self.recorder.record(
             EventKind.restored,
-            step=saved.cursor.step,
-            samples=saved.cursor.samples,
-            checkpoint=saved.name,
-            saved_world=saved.world,
+            step=found.cursor.step,
+            samples=found.cursor.samples,
+            saved_world=found.world,
             source=found.source.value,
-            run=saved.run,
+            **told,
         )
-        return saved.cursor
+        return found.cursor
 
     def _take_weights(self, place: str, wanted: State) -> None:
         """Somebody's weights, with moments that are still zero."""

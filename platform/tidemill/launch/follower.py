@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 
 from tidemill.errors import StorageError, TidemillError
 from tidemill.launch.preflight import Preflight
 from tidemill.report.events import EventLog, EventTail
 from tidemill.report.live import LiveView
 from tidemill.spec.progress import Event, EventKind
+from tidemill.storage import Location
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ class Follower:
         self.finished = False
 
     def feed(self, view: LiveView | None) -> None:
-        """Pass new events on to `view`, but for failures: the driver knows more about them.
+        """Pass new events on to `view`, but for the last failure: the driver tells of that itself.
 
         Storage that cannot be read just now costs the view a moment, never the run.
         """
@@ -45,7 +48,7 @@ class Follower:
         for event in events:
             self._remember(event)
         if view is not None:
-            view.feed([event for event in events if event.kind is not EventKind.failed])
+            view.feed([event for event in events if not _is_the_end(event)])
 
     def _poll(self) -> list[Event]:
         """New events; what was read before storage failed is kept for the next call."""
@@ -58,16 +61,8 @@ class Follower:
         return events
 
     def note_failure(self, error: TidemillError) -> None:
-        """Write the failure into the log of the attempt that it ended, whose workers are gone."""
-        rank = getattr(error, "rank", None)
-        log = EventLog(self._run, self._attempt)
-        log.record(
-            EventKind.failed,
-            rank=rank,
-            error=str(error).removeprefix(f"rank {rank} failed: "),
-            traceback=getattr(error, "details", ""),
-        )
-        log.close()
+        """Write the failure that ended the launch into the log of its newest attempt."""
+        _note_failure(self._run, self._attempt, error, goes_on=False)
 
     def _remember(self, event: Event) -> None:
         match event.kind:
@@ -81,3 +76,29 @@ class Follower:
                 self.finished = True
             case _:
                 pass
+
+
+def _is_the_end(event: Event) -> bool:
+    return event.kind is EventKind.failed and not event.fields.get("goes_on", False)
+
+
+def note_retried(run: Location, attempt: int, error: TidemillError) -> None:
+    """Write a failure after which the run goes on into the log of the attempt that it ended.
+
+    It is written behind the restart's back: storage that fails must not hold that up.
+    """
+    write = functools.partial(_note_failure, run, attempt, error, goes_on=True)
+    threading.Thread(target=write, name="note-failure", daemon=True).start()
+
+
+def _note_failure(run: Location, attempt: int, error: TidemillError, *, goes_on: bool) -> None:
+    rank = getattr(error, "rank", None)
+    log = EventLog(run, attempt)
+    log.record(
+        EventKind.failed,
+        rank=rank,
+        error=str(error).removeprefix(f"rank {rank} failed: "),
+        traceback=getattr(error, "details", ""),
+        goes_on=goes_on,
+    )
+    log.close()

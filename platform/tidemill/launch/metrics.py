@@ -62,6 +62,10 @@ class MeteredRecorder:
             case _:
                 pass
 
+    def flush(self) -> None:
+        """See `Recorder.flush`."""
+        self._recorder.flush()
+
     def _set_failures(self, count: int) -> None:
         """Called by one thread at a time, the one that saves."""
         self._failures = count

@@ -23,10 +23,12 @@ from tidemill.spec.run import RunSpec
 ENVIRONMENT = {
     # Paths were resolved in the driver; workers stay where they are.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # The steward looks for nodes that go, and does not wait until they have gone.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-WATCHED = ("RAY_TRAIN_ENABLE_STATE_TRACKING", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER")
+TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
 # Workers started ahead of need have another environment than Train's: none is ever used.
 LOCAL = {"RAY_prestart_worker_first_driver": "0"}
 # Warns, at every start, that a cluster which Ray starts asks for a token. That is as it should be.
@@ -45,9 +47,9 @@ def ray_session(spec: RunSpec, say: Callable[[str], None]) -> Iterator[None]:
         SpecError: This machine will never have what `scale` asks for.
     """
     address = os.environ.get("RAY_ADDRESS")
-    # Each costs a process; on one machine without a dashboard there is nobody to tell.
-    watched = "1" if address or spec.report.dashboard else "0"
-    wanted = {**ENVIRONMENT, **dict.fromkeys(WATCHED, watched), **({} if address else LOCAL)}
+    # It costs a process; on one machine without a dashboard there is nobody to tell.
+    tracked = "1" if address or spec.report.dashboard else "0"
+    wanted = {**ENVIRONMENT, TRACKING: tracked, **({} if address else LOCAL)}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     scale = spec.scale

@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
-from tidemill.errors import TidemillError, TrainingError
-from tidemill.launch.failure import explain_failure
+from tidemill.launch.elastic import ElasticTrainer, MeetingConfig
+from tidemill.launch.failure import diagnose
 from tidemill.launch.follower import Follower
+from tidemill.launch.judge import Judge
 from tidemill.launch.preflight import Preflight
 from tidemill.launch.session import ray_session
 from tidemill.launch.stop import Interrupts
@@ -105,30 +106,23 @@ def _fit_until_done(
     say: Callable[[str], None],
     signals: Interrupts,
 ) -> None:
-    """Start the workers, again after a failure as long as that may help.
-
-    It does not help if Tidemill refused something, if no step was ever taken, or if the same thing
-    happened again at the same step.
-    """
-    allowed = ready.spec.scale.max_failures
-    failures = 0
-    last: tuple[str, int | None] | None = None
-    while (error := _fit(ready, follower, view, signals)) is not None:
-        failures += 1
-        follower.note_failure(error)
-        this = (str(error), follower.last_step)
-        hopeless = not isinstance(error, TrainingError) or follower.last_step is None
-        exhausted = 0 <= allowed < failures
-        if hopeless or exhausted or this == last or signals.received:
-            raise error
-        last = this
-        say(f"{error}; going on from the newest checkpoint (failure {failures})")
+    """Start the controller, again if it was lost itself; the workers' failures it judges alone."""
+    judge = Judge(ready.spec.scale.max_failures)
+    while (raised := _fit(ready, follower, view, signals)) is not None:
+        failure = diagnose(raised)
+        follower.note_failure(failure.error)
+        verdict = judge.judge(failure.error, follower.last_step, failure.fault)
+        if failure.judged or signals.received:
+            raise failure.error
+        if verdict.error is not None:
+            raise verdict.error
+        say(f"{failure.error}; going on from the newest state (failure {verdict.failures})")
 
 
 def _fit(
     ready: Preflight, follower: Follower, view: LiveView | None, signals: Interrupts
-) -> TidemillError | None:
-    """One life of the worker group; the failure that ended it, or None."""
+) -> BaseException | None:
+    """One life of the controller; what ended it, or None."""
     failed: list[BaseException] = []
 
     def fit() -> None:
@@ -145,28 +139,31 @@ def _fit(
         follower.feed(view)
         signals.raise_if_repeated()
     follower.feed(view)
-    return explain_failure(failed[0]) if failed else None
+    return failed[0] if failed else None
 
 
-def _make_trainer(ready: Preflight, scratch: str) -> TorchTrainer:
+def _make_trainer(ready: Preflight, scratch: str) -> ElasticTrainer:
     """Ray's trainer. It keeps nothing: checkpoints are ours, and failures are ours to judge."""
     scale = ready.spec.scale
     resources = {"CPU": scale.cpus_per_worker}
     if scale.gpus_per_worker:
         resources["GPU"] = scale.gpus_per_worker
-    return TorchTrainer(
+    elastic = (scale.least, scale.workers)
+    return ElasticTrainer(
         run_worker,
+        on_cluster="RAY_ADDRESS" in os.environ,
         train_loop_config={
             "spec": to_plain(ready.spec),
             "corpus": dataclasses.asdict(ready.corpus),
             "launch": ready.launch,
         },
-        torch_config=TorchConfig(
+        torch_config=MeetingConfig(
             backend="nccl" if scale.gpus_per_worker else "gloo",
             timeout_s=int(scale.collective_timeout_s),
         ),
         scaling_config=ScalingConfig(
-            num_workers=scale.workers,
+            num_workers=elastic if scale.elastic else scale.workers,
+            label_selector=dict(scale.labels) or None,
             use_gpu=scale.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),

@@ -6,10 +6,10 @@ A worker is a function of (spec, world, last state). Start, restart and resume a
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import ray.train
@@ -24,29 +24,26 @@ from tidemill.data.corpus import Corpus, open_stream
 from tidemill.errors import TidemillError, TrainingError
 from tidemill.launch.beginning import Beginning
 from tidemill.launch.failure import one_line
+from tidemill.launch.kept import KEPT, Announced
 from tidemill.launch.metrics import MeteredRecorder
 from tidemill.launch.near import NearMemory
 from tidemill.launch.stop import StopWatch
 from tidemill.launch.vaults import run_key
 from tidemill.plan.batch import make_batch_plan
 from tidemill.report.events import EventLog, next_attempt
+from tidemill.report.tail import Remembering, catch_up
 from tidemill.spec.base import from_plain
-from tidemill.spec.progress import EventKind, Recorder, World
-from tidemill.spec.run import RunSpec
+from tidemill.spec.progress import EventKind, State, World
+from tidemill.spec.run import DdpSpec, RunSpec
 from tidemill.storage import Location, locate
-from tidemill.train.engine import build_engine
+from tidemill.train.engine import Engine, build_engine
 from tidemill.train.guard import Guard
-from tidemill.train.loop import Parts, train
+from tidemill.train.loop import Parts, look_at, train
+from tidemill.train.meeting import form_group
 from tidemill.train.model import build_model
+from tidemill.train.pulse import Phase
 from tidemill.train.ranks import from_first_rank, use_threads
-
-
-@dataclass(frozen=True, slots=True)
-class Quiet:
-    """The recorder of every rank but the first."""
-
-    def record(self, kind: EventKind, **fields: Any) -> None:
-        """Drop the event."""
+from tidemill.train.teardown import dismantle, find_survivors, forget_frames
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -57,16 +54,50 @@ def run_worker(config: dict[str, Any]) -> None:
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     spec = from_plain(RunSpec, config["spec"])
-    run = locate(spec.storage) / spec.name
     use_threads(int(spec.scale.cpus_per_worker))
+    engines: list[Engine] = []
+    left, failure = False, None
+    try:
+        left = _live(spec, config, engines)
+    except BaseException as error:  # noqa: BLE001 - it is raised again, once nothing hangs on it
+        failure = error
+    forget_frames(failure)
+    if left or failure is not None:
+        engine = engines.pop() if engines else None
+        traces = dismantle(engine, failed=failure is not None)
+        del engine
+        KEPT.spoilt = bool(find_survivors(traces))
+        KEPT.ended_s = time.monotonic()
+    if failure is not None:
+        raise failure
+    if left:
+        KEPT.pulse.beat(KEPT.reached, Phase.parked)
+        KEPT.released.wait()
+
+
+def _live(spec: RunSpec, config: dict[str, Any], engines: list[Engine]) -> bool:
+    """One group's life, on this rank; whether it ended for another group's sake."""
+    began_s = time.monotonic()
+    run = locate(spec.storage) / spec.name
+    context = ray.train.get_context()
+    form_group(context.get_world_rank(), context.get_world_size(), KEPT.rejoin["meeting"])
     world = _world(run)
     with (
         _told(world),
-        _recording(spec, run, world) as recorder,
+        _logging(run, world) as log,
         _watching(run, config["launch"], world) as stop,
     ):
         corpus = Corpus(**config["corpus"])
-        _train(spec, corpus, world, run=run, recorder=recorder, stop=stop)
+        return _train(
+            spec,
+            corpus,
+            world,
+            run=run,
+            log=log,
+            stop=stop,
+            engines=engines,
+            began_s=began_s,
+        )
 
 
 def _train(
@@ -75,9 +106,14 @@ def _train(
     world: World,
     *,
     run: Location,
-    recorder: Recorder,
+    log: EventLog | None,
     stop: StopWatch | None,
-) -> None:
+    engines: list[Engine],
+    began_s: float,
+) -> bool:
+    recorder = Remembering(
+        KEPT.tail, world.attempt, MeteredRecorder(log, spec.name, world) if log else None
+    )
     model = build_model(
         spec.model, vocab=corpus.vocab, sequence=spec.batch.sequence, seed=spec.seed
     )
@@ -95,6 +131,7 @@ def _train(
     )
     tied = tied_names(model)
     engine = build_engine(spec, model, world)
+    engines.append(engine)
     header = Header(
         run=spec.name,
         digest=spec.digest(),
@@ -105,6 +142,7 @@ def _train(
     )
     policy = spec.checkpoint
     exchange = Exchange(world)
+    catch_up(KEPT.tail, world.attempt, log, exchange.all_gather)
     store = Store(
         run,
         header=header,
@@ -117,6 +155,7 @@ def _train(
         verify=policy.verify,
         retry_for_s=policy.retry_for_s,
         near=_near(spec, corpus, run, world, exchange) if policy.near_gib > 0 else None,
+        memory=KEPT.memory,
     )
     store.sweep()
     guard = Guard(spec.precision, engine)
@@ -130,6 +169,21 @@ def _train(
         recorder=recorder,
     ).find()
     store.prepare(engine.state())
+    replicated = isinstance(spec.strategy, DdpSpec)
+
+    def look() -> State:
+        state = look_at(engine, guard)
+        return State(engine.wanted().tensors, state.scalars) if replicated else state
+
+    keeper = KEPT.memory.begin(
+        world,
+        look,
+        cursor,
+        replicated=replicated,
+        every=spec.scale.copy_every_steps,
+        node=ray.get_runtime_context().get_node_id(),
+    )
+    KEPT.attempt, KEPT.recorder = world.attempt, recorder
     parts = Parts(
         engine=engine,
         guard=guard,
@@ -141,14 +195,23 @@ def _train(
         ),
         byte_level=corpus.byte_level,
         store=store,
+        keeper=Announced(keeper, recorder, began_s, cursor),
+        pulse=KEPT.pulse,
         recorder=recorder,
         stop_requested=stop.requested if stop else lambda: False,
-        save_requested=stop.save_requested if stop else lambda: False,
+        save_requested=lambda: KEPT.take_saving() or bool(stop and stop.save_requested()),
+        leave_requested=KEPT.leaving.is_set,
     )
     try:
         train(spec, parts, world, cursor)
+        left = KEPT.pulse.newest.phase is Phase.leaving
+        if left:
+            keeper.hand_over(stays=KEPT.stays)
     finally:
+        KEPT.recorder = None
+        keeper.keep()
         store.close()
+    return left
 
 
 def _near(
@@ -192,14 +255,14 @@ def _told(world: World) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _recording(spec: RunSpec, run: Location, world: World) -> Iterator[Recorder]:
-    """Rank 0's event log; of a failure the driver knows more, and writes it there."""
+def _logging(run: Location, world: World) -> Iterator[EventLog | None]:
+    """Rank 0's event log; of a failure the controller knows more, and writes it there."""
     if world.rank != 0:
-        yield Quiet()
+        yield None
         return
     log = EventLog(run, world.attempt)
     try:
-        yield MeteredRecorder(log, spec.name, world)
+        yield log
     finally:
         log.close()
 

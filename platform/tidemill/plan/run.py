@@ -65,7 +65,9 @@ def make_run_plan(spec: RunSpec, *, vocab: int, train_tokens: int) -> RunPlan:
         vocab=vocab,
         train_tokens=train_tokens,
         parameters=count_parameters(spec.model, vocab=vocab),
-        batch=make_batch_plan(spec.batch.global_size, spec.batch.micro_size, spec.scale.workers),
+        batch=make_batch_plan(
+            spec.batch.global_size, spec.batch.micro_size, spec.scale.workers, fixed=spec.bitwise
+        ),
         step_tokens=step_tokens,
         total_tokens=spec.steps * step_tokens,
     )
@@ -95,13 +97,15 @@ def describe(plan: RunPlan) -> list[str]:
     """Say a plan in a few lines, for a person about to start it."""
     spec, batch, scale = plan.spec, plan.spec.batch, plan.spec.scale
     worker = "GPU worker" if scale.gpus_per_worker else "CPU worker"
-    largest = -(-batch.global_size // (plan.batch.world * plan.batch.accumulate))
+    largest = -(-batch.global_size // plan.batch.count)
     how = [_of(scale.workers, worker), spec.strategy.name, spec.precision.kind.value]
     if spec.memory.recompute is Recompute.blocks:
         how.append("recomputing blocks")
     if spec.memory.offload is not Offload.none:
         what = "all state" if spec.memory.offload is Offload.all else "optimizer state"
         how.append(f"{what} in host memory")
+    if spec.bitwise:
+        how.append("the same bits at any number of workers")
     said = {
         f"run {spec.name}": [_of(spec.steps, "step"), *how],
         "model": [*_sizes(plan), f"vocabulary {plan.vocab:,}"],

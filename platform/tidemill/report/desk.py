@@ -1,4 +1,4 @@
-"""Where answers about checkpoints are given: text or JSON on standard output, progress beside it.
+"""Where answers about runs are given: text or JSON on standard output, progress beside it.
 
 Progress is shown on a terminal only: that of the answer, or else that of standard error, so an
 answer can be piped and still be waited for in company.
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from tidemill.report.audit import Audit
 from tidemill.report.inventory import Page, Proof
 from tidemill.report.pages import make_page, make_proof_line
 from tidemill.report.quantities import show_bytes
@@ -46,7 +47,7 @@ class Desk:
         beside = self._console if self._console.is_terminal else Console(stderr=True)
         self._progress = progress or beside
 
-    def answer(self, page: Page) -> None:
+    def answer(self, page: Page | Audit) -> None:
         """Give the answer."""
         if self._as_json:
             plain = _finite(dataclasses.asdict(page))
@@ -61,20 +62,23 @@ class Desk:
             self._console.print(make_proof_line(proof), highlight=False, soft_wrap=True)
 
     @contextmanager
-    def reading(self, what: str, total: int) -> Generator[Callable[[int], None]]:
+    def reading(
+        self, what: str, total: int, show: Callable[[float], str] = show_bytes
+    ) -> Generator[Callable[[int], None]]:
         """Show how far reading has come.
 
         Args:
             what: Is read, for people.
-            total: Bytes to read.
+            total: Bytes to read, or whatever is counted.
+            show: Tells such an amount.
 
         Yields:
-            To be called with the number of bytes that were read since.
+            To be called with how much was read since.
         """
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            _Amount(),
+            _Amount(show),
             console=self._progress,
             transient=True,
             disable=not self._progress.is_terminal,
@@ -89,9 +93,13 @@ class Desk:
 class _Amount(ProgressColumn):
     """How much there is, how much has been read, and how fast."""
 
+    def __init__(self, show: Callable[[float], str]) -> None:
+        super().__init__()
+        self._show = show
+
     def render(self, task: Task) -> Text:
-        done = f"{show_bytes(task.completed)} of {show_bytes(task.total or 0)}"
-        return Text(f"{done}, {show_bytes(task.speed)}/s" if task.speed else done)
+        done = f"{self._show(task.completed)} of {self._show(task.total or 0)}"
+        return Text(f"{done}, {self._show(task.speed)}/s" if task.speed else done)
 
 
 def _finite(value: Any) -> Any:

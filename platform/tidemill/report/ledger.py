@@ -23,6 +23,8 @@ class Ending(StrEnum):
     finished = "finished"
     stopped = "stopped"
     failed = "failed"
+    resized = "resized"
+    """Its workers agreed to end it, so that others could join or leave."""
     cut = "cut"
     """No last word: it was killed, lost its machine, or is still going on."""
 
@@ -31,7 +33,10 @@ _LAST_WORDS = {
     EventKind.finished: Ending.finished,
     EventKind.stopped: Ending.stopped,
     EventKind.failed: Ending.failed,
+    EventKind.resizing: Ending.resized,
 }
+STEPS = frozenset({EventKind.step, EventKind.used})
+"""Every step of the optimizer is one of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,7 @@ class AttemptReport:
         tokens_per_s: Training tokens per second spent in steps; 0 if it took none.
         redone_steps: Steps it took that later attempts took back.
         redone_s: Seconds it spent in them.
+        steps_s: When its first recorded step began and its last one ended; None if it took none.
     """
 
     attempt: int
@@ -67,6 +73,7 @@ class AttemptReport:
     tokens_per_s: float
     redone_steps: int
     redone_s: float
+    steps_s: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +92,8 @@ class RunReport:
         near_refused: Every `near_refused`.
         restored: Every `restored`.
         refused: Every `checkpoint_refused`.
+        rejoined: Every `rejoined`.
+        signs: Every `notice`, `straggler` and `hung`.
         last_step: Steps taken or skipped so far, taken-back ones left out.
         tokens: Tokens that the curve was trained on.
         training_s: Seconds spent in the steps of the curve.
@@ -100,6 +109,8 @@ class RunReport:
     near_refused: tuple[Event, ...]
     restored: tuple[Event, ...]
     refused: tuple[Event, ...]
+    rejoined: tuple[Event, ...]
+    signs: tuple[Event, ...]
     last_step: int
     tokens: int
     training_s: float
@@ -136,16 +147,36 @@ def joined_steps(events: Iterable[Event]) -> list[Event]:
     Args:
         events: Events of any attempts; within an attempt in the order they were recorded.
     """
-    return _joined(events, EventKind.step)
+    return _joined(in_order(events), EventKind.step)
+
+
+def in_order(events: Iterable[Event]) -> list[Event]:
+    """Attempts in order, and what was told late beside what it belongs to, unless that is there.
+
+    Args:
+        events: Events of any attempts; within an attempt in the order they were recorded.
+    """
+    ordered = sorted(events, key=lambda event: event.attempt)
+    if not any("late" in event.fields for event in ordered):
+        return ordered
+    told = {_identity(event) for event in ordered if "late" not in event.fields}
+    kept: list[Event] = []
+    for event in ordered:
+        identity = _identity(event)
+        if "late" in event.fields and identity in told:
+            continue
+        told.add(identity)
+        kept.append(event)
+    return kept
 
 
 def steps_taken(event: Event) -> int:
     """Steps the run has taken or skipped as of `event`, which has a `step`.
 
-    A step event holds the number of its step, and the first step has number 0; every other kind
-    holds the step of the cursor, which is a count already.
+    An event of a step holds the number of that step, and the first one has number 0; every other
+    kind holds the step of the cursor, which is a count already.
     """
-    return int(event.fields["step"]) + (event.kind is EventKind.step)
+    return int(event.fields["step"]) + (event.kind in STEPS)
 
 
 def make_run_report(events: Iterable[Event]) -> RunReport | None:
@@ -154,7 +185,7 @@ def make_run_report(events: Iterable[Event]) -> RunReport | None:
     Args:
         events: As for `joined_steps`.
     """
-    ordered = sorted(events, key=lambda event: event.attempt)
+    ordered = in_order(events)
     if not ordered:
         return None
     steps = _joined(ordered, EventKind.step)
@@ -172,6 +203,8 @@ def make_run_report(events: Iterable[Event]) -> RunReport | None:
         near_refused=tuple(_of_kind(ordered, EventKind.near_refused)),
         restored=tuple(_of_kind(ordered, EventKind.restored)),
         refused=tuple(_of_kind(ordered, EventKind.checkpoint_refused)),
+        rejoined=tuple(_of_kind(ordered, EventKind.rejoined)),
+        signs=tuple(_of_kind(ordered, EventKind.notice, EventKind.straggler, EventKind.hung)),
         last_step=max(attempts[-1].to_step, steps_taken(steps[-1]) if steps else 0),
         tokens=round(_total(steps, "tokens", weights)),
         training_s=_total(steps, "seconds", weights),
@@ -199,7 +232,7 @@ def _attempt_report(events: Sequence[Event], kept: set[tuple[int, int]]) -> Atte
     return AttemptReport(
         attempt=events[0].attempt,
         started_s=events[0].at_s,
-        ended_s=events[-1].at_s,
+        ended_s=max(event.at_s for event in events),
         fields=dict(started.fields) if started else {},
         from_step=from_step,
         source=str(restored.fields.get("source", "storage")) if restored else "",
@@ -210,19 +243,26 @@ def _attempt_report(events: Sequence[Event], kept: set[tuple[int, int]]) -> Atte
         tokens_per_s=_total(steps, "tokens", weights) / seconds if seconds > 0 else 0.0,
         redone_steps=sum(redone),
         redone_s=_total(steps, "seconds", redone),
+        steps_s=(steps[0].at_s - _total(steps[:1], "seconds", [1]), steps[-1].at_s)
+        if steps
+        else None,
     )
+
+
+def _identity(event: Event) -> tuple[int, EventKind, int | None]:
+    return event.attempt, event.kind, event.fields["step"] if _has_step(event) else None
 
 
 def _joined(events: Iterable[Event], kind: EventKind) -> list[Event]:
     kept: dict[int, Event] = {}
     rooted = 0
-    for event in sorted(events, key=lambda event: event.attempt):
+    for event in events:
         if not _has_step(event):
             continue
         if event.kind is EventKind.restored:
             kept = {number: old for number, old in kept.items() if not _is_after(old, event)}
             rooted = event.attempt
-        elif event.kind is EventKind.step and event.attempt > rooted:
+        elif event.kind in STEPS and event.attempt > rooted:
             kept = {number: old for number, old in kept.items() if old.attempt == event.attempt}
             rooted = event.attempt
         if event.kind is kind:
@@ -242,8 +282,8 @@ def _has_step(event: Event) -> bool:
     return isinstance(event.fields.get("step"), int)
 
 
-def _of_kind(events: Iterable[Event], kind: EventKind) -> Iterator[Event]:
-    return (event for event in events if event.kind is kind)
+def _of_kind(events: Iterable[Event], *kinds: EventKind) -> Iterator[Event]:
+    return (event for event in events if event.kind in kinds)
 
 
 def _steps_told(steps: Sequence[Event], base: int) -> list[int]:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from tidemill.report.alarm import Alarm
-from tidemill.report.ledger import steps_taken
+from tidemill.report.ledger import STEPS, steps_taken
 from tidemill.report.notices import number, say_held_out, say_nodes
 from tidemill.report.quantities import count_noun, show_count, show_duration, show_loss
 from tidemill.spec.progress import Event, EventKind
@@ -34,6 +34,11 @@ _STYLES = {
     EventKind.checkpoint_failed: "bold red",
     EventKind.near_refused: "yellow",
     EventKind.checkpoint_refused: "yellow",
+    EventKind.notice: "yellow",
+    EventKind.straggler: "yellow",
+    EventKind.hung: "bold red",
+    EventKind.resizing: "dim",
+    EventKind.rejoined: "cyan",
     EventKind.stop_requested: "yellow",
     EventKind.stopped: "yellow",
     EventKind.finished: "green",
@@ -41,7 +46,7 @@ _STYLES = {
     EventKind.attempt_started: "dim",
 }
 _LAST_WORDS = {EventKind.finished, EventKind.stopped, EventKind.failed}
-_COUNTED = {EventKind.step, EventKind.restored}
+_COUNTED = {*STEPS, EventKind.restored}
 _PLAIN_ONLY = {EventKind.evaluated, EventKind.checkpoint_saved}
 
 
@@ -75,11 +80,13 @@ class LiveView:
         for event in events:
             if event.kind in _COUNTED and not isinstance(event.fields.get("step"), int):
                 continue
+            if "late" in event.fields:  # what it tells of was over before this attempt began
+                continue
             self._status.take(event)
             self._said_last_words = event.kind in _LAST_WORDS
-            if event.kind is not EventKind.step:
+            if event.kind not in STEPS:
                 self._notice(event)
-            elif self._bar is None and self._cadence.due(event):
+            elif self._bar is None and event.kind is EventKind.step and self._cadence.due(event):
                 self._say_status()
         if self._bar is not None:
             self._bar.show(self._status, self._alarm.sign, moved=bool(events))
@@ -151,7 +158,7 @@ class _Status:
                 self._near = f"near {event.fields.get('step', '?')}"
                 if event.fields.get("nodes") == 1:
                     self._near += f" on {say_nodes(event.fields)}"
-            case EventKind.restored:
+            case EventKind.restored | EventKind.used:
                 self.done = steps_taken(event)
             case _:
                 pass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from tidemill.report.quantities import (
     count_noun,
@@ -19,6 +19,18 @@ from tidemill.report.quantities import (
     show_moment,
 )
 from tidemill.spec.progress import Event, EventKind
+
+LONGEST_NODE = 12
+"""Characters of a node's id that are told: enough to find it among a cluster's."""
+MEMORIES = {"near": " in near memory", "memory": " from the memory of its workers"}
+CAUSES = {
+    "kill": "a worker was lost",
+    "error": "a worker failed",
+    "hang": "a worker hung",
+    "drain": "a machine leaves",
+    "grow": "there is room for more",
+    "share": "others get their share",
+}
 
 
 def number(fields: Mapping[str, Any], name: str, otherwise: float = math.nan) -> float:
@@ -35,7 +47,7 @@ def say_held_out(fields: Mapping[str, Any]) -> str:
 
 
 def say_event(event: Event, total_steps: int) -> str:  # noqa: C901, PLR0912 - one arm per kind
-    """What happened, for every kind but `step`.
+    """What happened, for every kind but `step` and `used`.
 
     Args:
         event: The event.
@@ -62,6 +74,18 @@ def say_event(event: Event, total_steps: int) -> str:  # noqa: C901, PLR0912 - o
             line = f"no near copy of step {step}: {one_line(fields.get('reason', '?'))}"
         case EventKind.checkpoint_refused:
             line = f"refused checkpoint {name}: {one_line(fields.get('reason', '?'))}"
+        case EventKind.notice:
+            line = say_notice(fields)
+        case EventKind.resizing:
+            line = f"step {step} is the last of this group: {say_cause(fields)}"
+        case EventKind.rejoined:
+            line = say_rejoined(fields)
+        case EventKind.straggler:
+            line = f"{say_rank(fields)} is slow in {fields.get('what', '?')}: "
+            line += f"{number(fields, 'slowdown'):.1f} times as long as the others take"
+        case EventKind.hung:
+            line = f"{say_rank(fields)} hangs in step {step} ({fields.get('phase', '?')}), "
+            line += f"for {show_duration(number(fields, 'after_s'))} so far"
         case EventKind.stop_requested:
             line = f"asked to stop at step {step}: saving a checkpoint first"
         case EventKind.stopped:
@@ -72,7 +96,7 @@ def say_event(event: Event, total_steps: int) -> str:  # noqa: C901, PLR0912 - o
             line = f"finished {step} steps in {seconds}, loss {loss}"
         case EventKind.failed:
             line = f"rank {fields.get('rank', '?')} failed: {one_line(fields.get('error', '?'))}"
-        case EventKind.step:
+        case EventKind.step | EventKind.used:
             line = f"step {step}"
     return line
 
@@ -89,10 +113,50 @@ def say_restored(fields: Mapping[str, Any]) -> str:
         case source:
             line = f"restored step {step}"
             line += f" from {held}" if held else ""
-            line += " in near memory" if source == "near" else ""
+            line += MEMORIES.get(str(source), "")
     if isinstance(world := fields.get("saved_world"), int):
         line += f", saved by {count_noun(world, 'worker')}"
     return line
+
+
+def say_notice(fields: Mapping[str, Any]) -> str:
+    """Which nodes are to go, and when: `2 nodes go in 30s: drain (3f2a…, 77b0…)`."""
+    nodes = [str(node)[:LONGEST_NODE] for node in as_list(fields.get("nodes"))]
+    left_s = number(fields, "deadline_s")
+    when = f"in {show_duration(left_s)}" if math.isfinite(left_s) else "at any moment"
+    goes = "goes" if len(nodes) == 1 else "go"
+    named = f" ({', '.join(nodes)})" if nodes else ""
+    reason = one_line(fields.get("reason", "?"))
+    return f"{count_noun(len(nodes), 'node')} {goes} {when}: {reason}{named}"
+
+
+def say_cause(fields: Mapping[str, Any]) -> str:
+    """Why a group ended: `a machine leaves`; what this version does not know as it is."""
+    cause = one_line(fields.get("cause", "another size"))
+    return CAUSES.get(cause, cause)
+
+
+def say_rejoined(fields: Mapping[str, Any]) -> str:
+    """How a new group came about: `going on at step 41 after …: 3 → 2 workers …`."""
+    line = f"going on at step {fields.get('step', '?')} with {say_sizes(fields)}: "
+    line += f"{say_cause(fields)}; {show_moment(number(fields, 'stall_s'))} without a step"
+    redone = fields.get("redone")
+    if isinstance(redone, int) and redone:
+        line += f", {count_noun(redone, 'step')} taken again"
+    return line
+
+
+def say_sizes(fields: Mapping[str, Any]) -> str:
+    """The size of a group before and after: `3 → 2 workers`."""
+    before, world = fields.get("before"), fields.get("world")
+    told = count_noun(world, "worker") if isinstance(world, int) else "? workers"
+    return f"{before} → {told}" if isinstance(before, int) else told
+
+
+def say_rank(fields: Mapping[str, Any]) -> str:
+    """A rank and where it is: `rank 2 on 3f2a…`."""
+    node = str(fields.get("node", ""))[:LONGEST_NODE]
+    return f"rank {fields.get('rank', '?')}" + (f" on {node}" if node else "")
 
 
 def say_cost(fields: Mapping[str, Any]) -> str:
@@ -130,6 +194,11 @@ def say_setup(fields: Mapping[str, Any]) -> str:
         str(fields.get("device", "")),
     )
     return ", ".join(fact for fact in facts if fact)
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list as it is; of anything else an empty one."""
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def one_line(value: Any) -> str:

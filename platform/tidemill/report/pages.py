@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from tidemill.report.audit import Audit, audit_page
 from tidemill.report.cells import (
     STYLES,
     make_table,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def make_page(page: Page, now_s: float) -> RenderableType:
+def make_page(page: Page | Audit, now_s: float) -> RenderableType:
     """Lay out what there is to tell.
 
     Args:
@@ -60,6 +61,8 @@ def make_page(page: Page, now_s: float) -> RenderableType:
             return Group(*_pruning(page, now_s))
         case Differences():
             return Group(*differences_page(page))
+        case Audit():
+            return Group(*audit_page(page))
 
 
 def make_proof_line(proof: Proof) -> Text:

@@ -16,6 +16,7 @@ SMALLEST_SHARE = 0.0001
 SOURCES = {
     "storage": "from storage",
     "near": "from near memory",
+    "memory": "from the memory of workers",
     "fork": "from another run",
     "weights": "with weights alone",
 }
@@ -86,7 +87,7 @@ def _reasons(failed: Sequence[Event]) -> list[tuple[str, int]]:
 
 
 def _stall(report: RunReport) -> str:
-    stalls = [_stall_of(event) for event in report.saved]
+    stalls = [stall_of(event) for event in report.saved]
     told = (
         f"training stopped {show_moment(sum(stalls))} for them, {show_moment(max(stalls))} at most"
     )
@@ -97,7 +98,10 @@ def _stall(report: RunReport) -> str:
     return told
 
 
-def _stall_of(saved: Event) -> float:
-    """Seconds; logs that do not tell are of versions which stopped training until the commit."""
+def stall_of(saved: Event) -> float:
+    """Seconds that training stopped for a checkpoint.
+
+    Logs that do not tell are of versions which stopped training until the commit.
+    """
     field = "stall_s" if "stall_s" in saved.fields else "seconds"
     return max(number(saved.fields, field, 0.0), 0.0)

@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from tidemill.report.events import read_events
+from tidemill.report.goodput import measure_goodput, say_goodput
 from tidemill.report.ledger import AttemptReport, Ending, RunReport, make_run_report
 from tidemill.report.notices import number
 from tidemill.report.plots import draw_loss
 from tidemill.report.quantities import count_noun, show_count, show_duration, show_loss
+from tidemill.report.restarts import tell_restarts
 from tidemill.report.saves import name_steps, quote, tell_saves
 from tidemill.storage import Location, exists, publish, read_bytes
 
@@ -77,6 +79,7 @@ def _page(run: Location, spec: Plain, report: RunReport | None) -> Iterator[str]
         yield from (f"| {name} | {value} |" for name, value in _facts(report, spec))
         yield from ("", "## Attempts", "")
         yield from _attempts(report)
+        yield from _section("Restarts", tell_restarts(report))
         yield from _listed("Checkpoints", tell_saves(report))
         yield from _listed("Troubles", _troubles(report))
     yield from ("", "## What to do next", "", "```bash")
@@ -99,6 +102,8 @@ def _outcome(report: RunReport, spec: Plain) -> str:
             return f"**Stopped** on request {after}, with a checkpoint."
         case Ending.failed:
             return f"**Failed** {after}: {quote(report.attempts[-1].error)}"
+        case Ending.resized:
+            return f"**Between two groups of workers** {after}: forming anew, or killed since."
         case Ending.cut:
             return f"**No last word** {after}: killed, or still going on."
 
@@ -119,6 +124,8 @@ def _facts(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
         yield "Tokens", f"{show_count(report.tokens)} at {pace} per second"
     attempts = count_noun(len(report.attempts), "attempt")
     yield "Time", f"{show_duration(report.duration_s)} in {attempts}"
+    if report.training_s > 0:
+        yield "Goodput", say_goodput(measure_goodput(report))
 
 
 def _setup(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
@@ -200,6 +207,8 @@ def _ended(attempt: AttemptReport, *, newest: bool) -> str:
     match attempt.ending:
         case Ending.failed:
             return f"failed: {quote(attempt.error)}"
+        case Ending.resized:
+            return "workers changed"
         case Ending.cut:
             return "no last word: killed, or still going on" if newest else "killed or lost"
         case ending:
@@ -226,7 +235,12 @@ def _troubles(report: RunReport) -> Iterator[str]:
 
 def _listed(title: str, lines: Iterable[str]) -> Iterator[str]:
     """A section of bullets; nothing if there are none."""
-    if told := [f"- {line}" for line in lines]:
+    yield from _section(title, (f"- {line}" for line in lines))
+
+
+def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
+    """A section; nothing if there is nothing in it."""
+    if told := list(lines):
         yield from ("", f"## {title}", "", *told)
 
 

@@ -1,4 +1,4 @@
-"""What the smaller doors are asked for: text from a checkpoint, its weights, or what there is.
+"""What the smaller doors are asked for: text from a checkpoint, its weights, what there is, proof.
 
 All name a run by the directory it has below `storage`; everything about the model comes from the
 run itself, so nothing is said twice.
@@ -162,6 +162,24 @@ class CheckpointsSpec(Spec):
                 )
             case _:
                 pass
+
+
+@spec
+class AuditSpec(Spec):
+    """Proof of which samples a run has used.
+
+    Attributes:
+        run: Name of the run.
+        format: How the answer is written.
+        storage: Directory or URI that holds the run.
+    """
+
+    run: str
+    format: Format = Format.text
+    storage: str = "runs"
+
+    def __post_init__(self) -> None:
+        _require_run(self, self.run, self.storage)
 
 
 def _require_run(asked: Spec, run: str, storage: str, key: str = "run") -> None:

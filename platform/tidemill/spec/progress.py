@@ -100,12 +100,18 @@ class EventKind(StrEnum):
     attempt_started = "attempt_started"
     restored = "restored"
     step = "step"
+    used = "used"
     evaluated = "evaluated"
     checkpoint_saved = "checkpoint_saved"
     checkpoint_failed = "checkpoint_failed"
     near_kept = "near_kept"
     near_refused = "near_refused"
     checkpoint_refused = "checkpoint_refused"
+    notice = "notice"
+    resizing = "resizing"
+    rejoined = "rejoined"
+    straggler = "straggler"
+    hung = "hung"
     stop_requested = "stop_requested"
     stopped = "stopped"
     finished = "finished"
@@ -134,4 +140,8 @@ class Recorder(Protocol):
 
     def record(self, kind: EventKind, **fields: Any) -> None:
         """Note that `kind` happened now."""
+        ...
+
+    def flush(self) -> None:
+        """Wait until what was recorded so far is in storage, or until that failed."""
         ...

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from tidemill.spec.base import Plain, Spec, digest_of, spec, to_plain
 from tidemill.spec.checkpoint import CheckpointSpec
+from tidemill.spec.scale import ScaleSpec
 from tidemill.spec.training import (
     BatchSpec,
     DataSpec,
@@ -126,39 +127,6 @@ class MemorySpec(Spec):
 
 
 @spec
-class ScaleSpec(Spec):
-    """How many workers, and what each one asks Ray for.
-
-    Attributes:
-        workers: Ranks of the run.
-        cpus_per_worker: Logical CPUs each rank reserves.
-        gpus_per_worker: 0 trains on CPU with gloo, 1 on a GPU with NCCL.
-        max_failures: Worker failures after which the run gives up; -1 never does.
-        collective_timeout_s: Seconds a collective may wait for a missing rank.
-    """
-
-    GROUP: ClassVar[str] = "scale"
-
-    workers: int = 2
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: int = 0
-    max_failures: int = 3
-    collective_timeout_s: float = 300.0
-
-    def __post_init__(self) -> None:
-        self.require_at_least(1, "workers")
-        self.require_between(0, 1, "gpus_per_worker")
-        self.require_at_least(-1, "max_failures")
-        self.require_at_least(1, "collective_timeout_s")
-        self.require(
-            self.cpus_per_worker > 0,
-            "cpus_per_worker",
-            f"{self.cpus_per_worker} reserves nothing",
-            "use a positive number, e.g. 1",
-        )
-
-
-@spec
 class ReportSpec(Spec):
     """What a run writes down and how often.
 
@@ -193,6 +161,13 @@ class Resume(StrEnum):
     must = "must"
 
 
+class Reproducibility(StrEnum):
+    """How much of a run is the same again at another number of workers: rounding aside, or all."""
+
+    standard = "standard"
+    bitwise = "bitwise"
+
+
 @spec
 class RunSpec(Spec):
     """One run.
@@ -203,6 +178,8 @@ class RunSpec(Spec):
         steps: Optimizer steps of the whole run.
         storage: Directory or URI (`s3://`, `gs://`) that holds runs and cached corpora.
         resume: `auto` goes on if it can, `never` refuses a used name, `must` refuses a fresh one.
+        reproducibility: `bitwise` gives the same bits at any number of workers (DDP only); a step
+            is then cut by `batch.micro_size` alone, which so becomes part of the mathematics.
     """
 
     name: str
@@ -220,6 +197,12 @@ class RunSpec(Spec):
     checkpoint: CheckpointSpec
     scale: ScaleSpec
     report: ReportSpec
+    reproducibility: Reproducibility = Reproducibility.standard
+
+    @property
+    def bitwise(self) -> bool:
+        """Whether every bit is to be the same at any number of workers."""
+        return self.reproducibility is Reproducibility.bitwise
 
     def __post_init__(self) -> None:
         self.require(
@@ -250,6 +233,8 @@ class RunSpec(Spec):
         )
         refusal = _offload_refusal(self.memory.offload, self.strategy)
         self.require(refusal is None, "memory.offload", *(refusal or ("", "")))
+        refusal = _bitwise_refusal(self) if self.bitwise else None
+        self.require(refusal is None, "reproducibility", *(refusal or ("", "")))
 
     def identity(self) -> Plain:
         """The plain form of all that changes the mathematics, and of nothing else.
@@ -260,6 +245,9 @@ class RunSpec(Spec):
         for part in (self.model, self.data, self.optim, self.precision, self.batch):
             plain = to_plain(part)
             held[part.GROUP] = {key: plain[key] for key in plain if key not in part.WHERE}
+        if self.bitwise:  # else the key is left out, as it was before there was a choice
+            cut = f"batch.micro_size={self.batch.micro_size}"
+            held["reproducibility"] = f"{self.reproducibility.value} with {cut}"
         return held
 
     def digest(self) -> str:
@@ -289,3 +277,23 @@ def _offload_refusal(offload: Offload, strategy: StrategySpec) -> tuple[str, str
             )
         case _:
             return None
+
+
+def _bitwise_refusal(run: RunSpec) -> tuple[str, str] | None:
+    """What stands against the same bits at any number of workers, and the remedy; None if nothing.
+
+    A step has as many slots as one worker would run; a worker beyond their number would stand idle.
+    """
+    if not isinstance(run.strategy, DdpSpec):
+        adds = f"strategy={run.strategy.name} adds up gradients in an order of its own"
+        return f"bitwise, and {adds}", "use strategy=ddp, or reproducibility=standard"
+    slots = -(-run.batch.global_size // run.batch.micro_size)
+    if slots < run.scale.workers:
+        most = run.batch.global_size // run.scale.workers
+        smaller = f"batch.micro_size={most}, or " if most else ""
+        cut = f"bitwise, and batch.micro_size={run.batch.micro_size} cuts a step into {slots} slots"
+        return (
+            f"{cut}, which leaves scale.workers={run.scale.workers} idle in part",
+            f"use {smaller}scale.workers={slots}",
+        )
+    return None

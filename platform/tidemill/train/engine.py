@@ -128,6 +128,10 @@ def build_engine(spec: RunSpec, model: nn.Module, world: World) -> Engine:
     """
     apply_recompute(model, spec.memory.recompute)
     match spec.strategy:
+        case DdpSpec() if spec.bitwise:
+            from tidemill.train.strategy.bitwise import BitwiseEngine
+
+            return BitwiseEngine(spec, spec.strategy, model, world)
         case DdpSpec():
             from tidemill.train.strategy.ddp import DdpEngine
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tidemill.errors import TrainingError
+from tidemill.errors import HopelessError
 from tidemill.spec.training import PrecisionKind, PrecisionSpec
 from tidemill.train.engine import Engine, Outcome
 
@@ -40,7 +40,7 @@ class Guard:
             step: Its number.
 
         Raises:
-            TrainingError: It was skipped, and so were as many steps as the run bears in a row; on
+            HopelessError: It was skipped, and so were as many steps as the run bears in a row; on
                 every rank.
         """
         if outcome.applied:
@@ -50,7 +50,7 @@ class Guard:
         self.in_a_row += 1
         if 0 < self._precision.max_skipped_steps <= self.in_a_row:
             steps = "1 step was" if self.in_a_row == 1 else f"{self.in_a_row} steps in a row were"
-            raise TrainingError(
+            raise HopelessError(
                 f"step {step}: {steps} skipped because gradients were not finite in "
                 f"{self._computed()}; go on from an earlier state under another name= "
                 f"(checkpoint.from_run=, checkpoint.from_step=) with {self._remedy()}; or bear "

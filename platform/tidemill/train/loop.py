@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tidemill.plan.batch import Slot, make_batch_plan
+from tidemill.plan.batch import BatchPlan, Slot, make_batch_plan
 from tidemill.spec.progress import Cursor, EventKind, Recorder, State, World
 from tidemill.spec.run import RunSpec
 from tidemill.train.cadence import Cadence, CheckpointStore
 from tidemill.train.engine import IGNORE, Batch, Engine
 from tidemill.train.guard import Guard
 from tidemill.train.optim import lr_at
-from tidemill.train.ranks import agree, sum_over_ranks
+from tidemill.train.probe import Probe
+from tidemill.train.pulse import Phase, Pulse
+from tidemill.train.ranks import SlotSums, agree
 
 BYTE_VALUES = 256
 
@@ -48,6 +50,11 @@ class Samples(Protocol):
         """Number of each sample in the run, shape (B,)."""
         ...
 
+    @property
+    def marks(self) -> Integers:
+        """A word that stands for each use of a sample; none for the dummy of an empty slot."""
+        ...
+
 
 class Stream(Protocol):
     """Samples by number; pure in (seed, number)."""
@@ -62,6 +69,18 @@ class Stream(Protocol):
         ...
 
 
+class Keeper(Protocol):
+    """Keeps the newest state in the memory of processes, so that a new group can go on from it."""
+
+    def tear(self) -> None:
+        """From now on the live state is between two steps, and worth nothing until `commit`."""
+        ...
+
+    def commit(self, cursor: Cursor) -> None:
+        """The live state is that of `cursor`; every rank calls it after every step."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """What one rank trains with.
@@ -73,9 +92,12 @@ class Parts:
         held_out: Validation samples; may have none.
         byte_level: Whether tokens below 256 are bytes, so that loss can be told in bits per byte.
         store: Where state is committed.
+        keeper: Keeps the state of every step in memory.
+        pulse: Told what this rank does.
         recorder: Where events go; only rank 0's is read.
         stop_requested: Whether somebody asked this rank to save and stop.
         save_requested: Whether somebody asked this rank for a checkpoint since the last call.
+        leave_requested: Whether the group is to end here and form anew in another size.
     """
 
     engine: Engine
@@ -84,15 +106,25 @@ class Parts:
     held_out: Stream
     byte_level: bool
     store: CheckpointStore
+    keeper: Keeper
+    pulse: Pulse
     recorder: Recorder
     stop_requested: Callable[[], bool]
     save_requested: Callable[[], bool]
+    leave_requested: Callable[[], bool]
+
+
+def look_at(engine: Engine, guard: Guard) -> State:
+    """The state of the run on this rank, as views of live memory."""
+    state = engine.state()
+    return State(state.tensors, state.scalars | {"guard": guard.state()})
 
 
 def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
-    """Train from `cursor` to the last step, or to a stop that somebody asked for.
+    """Train from `cursor` to the last step, to a stop, or until the group is to form anew.
 
-    A checkpoint is committed before it returns, whatever the reason. Every rank calls it.
+    A checkpoint is committed before it returns, but for a group that forms anew: what it holds in
+    memory is enough. Every rank calls it.
 
     Args:
         spec: The run.
@@ -108,32 +140,37 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
         TrainingError: Too many steps in a row were skipped.
     """
     engine, guard, record = parts.engine, parts.guard, parts.recorder.record
-    slots = make_batch_plan(spec.batch.global_size, spec.batch.micro_size, world.size).slots(
-        world.rank
-    )
-
-    def look() -> State:
-        state = engine.state()
-        return State(state.tensors, state.scalars | {"guard": guard.state()})
-
-    cadence = Cadence(spec, parts.store, look, parts.save_requested)
+    plan = deal(spec, spec.batch.global_size, world)
+    slots = plan.slots(world.rank)
+    pulse, probe = parts.pulse, Probe(world.device, parts.pulse)
+    cadence = Cadence(spec, parts.store, lambda: look_at(engine, guard), parts.save_requested)
     metrics, began_s = {"loss": math.nan}, time.perf_counter()
     while cursor.step < spec.steps:
         started_s = time.perf_counter()
+        pulse.beat(cursor.step, Phase.data)
         taken = [parts.stream.take(cursor.samples, slot) for slot in slots]
+        probe.note(time.perf_counter() - started_s)
         valid = sum(int(np.count_nonzero(samples.targets != IGNORE)) for samples in taken)
-        flags = (parts.stop_requested(), cadence.asks(), cadence.saves())
-        valid, stopping, asked, busy = agree(world, valid, *map(int, flags))
+        wishes = (parts.stop_requested(), parts.leave_requested(), cadence.asks(), cadence.saves())
+        pulse.beat(cursor.step, Phase.agree)
+        agreed = agree(world, valid, *tally(taken), *map(int, wishes))
+        valid, count, digest, stopping, leaving, asked, busy = agreed
+        pulse.beat(cursor.step, Phase.accumulate)
         weight = 1.0 / max(valid, 1)
-        total = torch.zeros((), dtype=torch.float64, device=world.device)
-        for number, samples in enumerate(taken, start=1):
-            batch = to_device(samples, world)
-            total += engine.accumulate(batch, weight, last=number == len(taken))
+        sums = SlotSums(world)
+        sums.put(plan, list(_accumulate(engine, [to_device(one, world) for one in taken], weight)))
         lr = lr_at(spec.optim, cursor.step)
+        pulse.beat(cursor.step, Phase.loss)
+        # Before the update: whoever has taken the step also knows its loss.
+        loss = sums.add_up() * weight
+        pulse.beat(cursor.step, Phase.settle)
         parts.store.settle()
+        pulse.beat(cursor.step, Phase.update)
+        parts.keeper.tear()
         outcome = engine.step(lr)
-        loss = sum_over_ranks(world, total) * weight
         last = cursor.step + 1 == spec.steps
+        reached = Cursor(step=cursor.step + 1, samples=cursor.samples + spec.batch.global_size)
+        used = {"samples": reached.samples, "count": count, "digest": f"{digest % 2**64:016x}"}
         if last or not outcome.applied or cursor.step % spec.report.every_steps == 0:
             record(
                 EventKind.step,
@@ -144,29 +181,41 @@ def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
                 applied=outcome.applied,
                 tokens=valid,
                 seconds=time.perf_counter() - started_s,
-                samples=cursor.samples + spec.batch.global_size,
+                **used,
             )
+        else:
+            record(EventKind.used, step=cursor.step, **used)
         guard.note(outcome, cursor.step)
-        cursor = Cursor(step=cursor.step + 1, samples=cursor.samples + spec.batch.global_size)
+        cursor = reached
+        pulse.beat(cursor.step, Phase.keep)
+        parts.keeper.commit(cursor)
         metrics = {"loss": loss}
         every = spec.report.eval_every_steps
         if last or (every and cursor.step % every == 0):
             metrics |= evaluate(spec, parts, world, cursor)
+        pulse.beat(cursor.step, Phase.save)
         cadence.after(cursor, metrics, asked=asked > 0, busy=busy > 0)
         if stopping and cursor.step < spec.steps:
             record(EventKind.stop_requested, step=cursor.step)
             break
+        if leaving and cursor.step < spec.steps:
+            record(EventKind.resizing, step=cursor.step)
+            pulse.beat(cursor.step, Phase.leaving)
+            return cursor
+    pulse.beat(cursor.step, Phase.save)
     cadence.finish(cursor, metrics)
-    if cursor.step >= spec.steps:
-        record(
-            EventKind.finished,
-            step=cursor.step,
-            loss=metrics["loss"],
-            seconds=time.perf_counter() - began_s,
-        )
-    else:
+    if cursor.step < spec.steps:
         record(EventKind.stopped, step=cursor.step)
+        return cursor
+    seconds = time.perf_counter() - began_s
+    record(EventKind.finished, step=cursor.step, loss=metrics["loss"], seconds=seconds)
     return cursor
+
+
+def _accumulate(engine: Engine, batches: list[Batch], weight: float) -> Iterator[torch.Tensor]:
+    """Forward and backward of a step's slots; their loss sums."""
+    for number, batch in enumerate(batches, start=1):
+        yield engine.accumulate(batch, weight, last=number == len(batches))
 
 
 def evaluate(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> dict[str, float]:
@@ -178,19 +227,23 @@ def evaluate(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> dict[
     count = min(parts.held_out.samples, spec.report.eval_samples or parts.held_out.samples)
     if count == 0:
         return {}
-    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    sums = SlotSums(world)
     targets = target_bytes = 0
     for first in range(0, count, spec.batch.global_size):
+        parts.pulse.beat(cursor.step, Phase.evaluate)
         size = min(spec.batch.global_size, count - first)
-        for slot in make_batch_plan(size, spec.batch.micro_size, world.size).slots(world.rank):
+        plan, totals = deal(spec, size, world), list[torch.Tensor]()
+        for slot in plan.slots(world.rank):
             samples = parts.held_out.take(first, slot)
-            total += parts.engine.evaluate(to_device(samples, world))
+            totals.append(parts.engine.evaluate(to_device(samples, world)))
             targets += int(np.count_nonzero(samples.targets != IGNORE))
             target_bytes += int(
                 np.count_nonzero((samples.targets >= 0) & (samples.targets < BYTE_VALUES))
             )
+        sums.put(plan, totals)
+    parts.pulse.beat(cursor.step, Phase.evaluate)
     targets, target_bytes = agree(world, targets, target_bytes)
-    nats = sum_over_ranks(world, total)
+    nats = sums.add_up()
     loss = nats / max(targets, 1)
     parts.recorder.record(
         EventKind.evaluated,
@@ -200,6 +253,17 @@ def evaluate(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> dict[
         samples=count,
     )
     return {"val_loss": loss}
+
+
+def tally(taken: Sequence[Samples]) -> tuple[int, int]:
+    """How many samples this rank took, and the sum of their marks; int64, so it may wrap around."""
+    marks = np.concatenate([samples.marks for samples in taken])
+    return len(marks), int(marks.sum())
+
+
+def deal(spec: RunSpec, samples: int, world: World) -> BatchPlan:
+    """How so many samples are dealt over the ranks of `world`."""
+    return make_batch_plan(samples, spec.batch.micro_size, world.size, fixed=spec.bitwise)
 
 
 def to_device(samples: Samples, world: World) -> Batch:

@@ -18,6 +18,7 @@ from tests.kit.training import (
     STRATEGIES,
     VOCAB,
     Memory,
+    NoKeeper,
     NoSamples,
     RaggedStream,
     in_precision,
@@ -36,6 +37,7 @@ from tidemill.train.engine import build_engine
 from tidemill.train.guard import Guard
 from tidemill.train.loop import Parts, train
 from tidemill.train.model import build_model
+from tidemill.train.pulse import Pulse
 
 SAVED, STEPS = 3, 6
 OTHER_SEED = 99
@@ -62,11 +64,14 @@ def _leg(world: World, run: RunSpec, place: str, until: int) -> list[float]:
         held_out=NoSamples(),
         byte_level=False,
         store=store,
+        keeper=NoKeeper(),
+        pulse=Pulse(),
         recorder=memory,
         stop_requested=lambda: False,
         save_requested=lambda: False,
+        leave_requested=lambda: False,
     )
-    train(replace(run, steps=until), parts, world, found.manifest.cursor if found else Cursor())
+    train(replace(run, steps=until), parts, world, found.cursor if found else Cursor())
     store.close()
     accessors.end(engine)
     return [step["loss"] for step in memory.all(EventKind.step)]

@@ -94,12 +94,32 @@ def _precision(spec: PrecisionSpec) -> dict[str, Any]:
 
 
 def import_deepspeed(world: World) -> Any:
-    """Import DeepSpeed so that it neither probes, prints nor compiles anything."""
-    on_cpu = not world.device.startswith("cuda")
+    """DeepSpeed, ready for the process group that there is."""
+    # DeepSpeed reads its place from the environment, and a kept process has that of an older group.
+    os.environ |= {
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(world.local_rank),
+        "LOCAL_SIZE": os.environ.get("LOCAL_WORLD_SIZE", str(world.size)),
+    }
+    deepspeed = load_deepspeed(world.device)
+    deepspeed.init_distributed(
+        dist_backend=dist.get_backend(), dist_init_required=False, verbose=False
+    )
+    return deepspeed
+
+
+def load_deepspeed(device: str) -> Any:
+    """Import DeepSpeed so that it neither probes, prints nor compiles anything.
+
+    At best before there is a process group: one that is there becomes the default of an argument,
+    and stays for as long as the process does.
+    """
+    on_cpu = not device.startswith("cuda")
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Without it DeepSpeed counts NUMA nodes by calling numactl.
-    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", str(world.size)))
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     deepspeed: Any = importlib.import_module("deepspeed")
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -113,9 +133,6 @@ def import_deepspeed(world: World) -> Any:
     deepspeed.ops.__compatible_ops__ = defaultdict(bool)
     with _no_compiler():
         importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    deepspeed.init_distributed(
-        dist_backend=dist.get_backend(), dist_init_required=False, verbose=False
-    )
     return deepspeed
 
 

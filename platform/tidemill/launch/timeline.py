@@ -1,0 +1,57 @@
+"""Timeline: where the seconds between two groups went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tidemill.launch.policy import Cause
+
+
+class Timeline:
+    """Seconds of each stage of one change, measured where it happens.
+
+    Stages follow one another without a gap: `detect` (from the first sign to the controller),
+    `stop` (the old group ends), `decide` (nodes are looked at), `place` (there are not enough of
+    them), `spawn` (processes are ready), `join` (they know each other). The worker adds `load` and
+    `first_step`.
+
+    Args:
+        cause: Why the group changes.
+        size: Workers of the old group.
+        detect_s: Seconds that passed before anybody noticed.
+        lost: Nodes that are gone.
+    """
+
+    def __init__(
+        self, cause: Cause, size: int = 0, detect_s: float = 0.0, lost: Sequence[str] = ()
+    ) -> None:
+        self.cause = cause
+        self._began_s = self._last_s = time.monotonic()
+        self._fields: dict[str, Any] = {
+            "cause": cause.value,
+            "before": size,
+            "lost": list(lost),
+            "detect_s": detect_s,
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began_s
+
+    def mark(self, stage: str) -> None:
+        """A stage is over; one that comes twice adds up."""
+        now_s = time.monotonic()
+        key = f"{stage}_s"
+        self._fields[key] = self._fields.get(key, 0.0) + now_s - self._last_s
+        self._last_s = now_s
+
+    def note(self, **fields: Any) -> None:
+        """Add what was found."""
+        self._fields |= fields
+
+    def fields(self) -> dict[str, Any]:
+        """As it goes to the worker that will record it."""
+        return dict(self._fields)
