@@ -157,7 +157,7 @@ def live(uri: str, world: World, board: Board) -> None:
         store = open_store(uri, world, board)
         store.sweep()
         found = store.load(state_of(0, world), lambda *_: None)
-        step = found.manifest.cursor.step if found else 0
+        step = found.cursor.step if found else 0
         board.phase("idle")
         while True:
             step += 1
@@ -201,7 +201,8 @@ def inspect(uri: str, attempt: int, board: Board, draw: random.Random) -> dict[s
     found = store.load(state, lambda *_: None)
     if found is None:
         return verdict
-    verdict["step"] = step = found.manifest.cursor.step
+    assert found.manifest is not None
+    verdict["step"] = step = found.cursor.step
     verdict["torn"] = int(not _is_that_of(state, step))
     if run.is_local:
         verdict["undetected"] = int(not _notices_a_flip(uri, found.manifest.name, board, draw))

@@ -119,8 +119,9 @@ def _tune() -> None:
 
     def nodes() -> list[Any]:
         import ray
+        from ray._private.state import state
 
-        draining = ray._private.state.state.get_draining_nodes()
+        draining = state.get_draining_nodes()
         return [node for node in ray.nodes() if node["NodeID"] not in draining]
 
     class Fresh(coordinator._AutoscalingCoordinatorActor):
@@ -141,7 +142,7 @@ def _tune() -> None:
         )
         .remote()
     )
-    ray.get(fresh.__ray_ready__.remote())
+    ray.get(fresh.__ray_ready__.remote())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 if __name__ == "__main__":

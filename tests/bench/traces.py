@@ -36,7 +36,7 @@ from tidemill.spec.run import RunSpec
 
 TRACES = ROOT.parent / "shared" / "data" / "traces"
 PARTS = (
-    ("bamboo/p3-trace.csv", "", 2400.0, 6.0),
+    ("bamboo/p3-trace.csv", "", 3240.0, 6.0),
     ("parcae/trace_hh_55_65.txt", "", 0.0, 6.0),
     ("skynomad/h100_16_counts.csv", "us-west1-a", 604_800.0, 24.0),
 )
@@ -73,7 +73,7 @@ def part(number: int, lasts_s: float, storage: str) -> ReplaySpec:
     """What a round replays, without notice; of what Tidemill brings along if there is no other."""
     file, column, start_s, speed = PARTS[number % len(PARTS)]
     if not TRACES.is_dir():
-        file, column, start_s, speed = "p3", "", 2400.0 + 3600.0 * number, 6.0
+        file, column, start_s, speed = "p3", "", 3240.0 + 3600.0 * number, 6.0
     return ReplaySpec(
         name=f"round{number}",
         trace=file if file == "p3" else str(TRACES / file),

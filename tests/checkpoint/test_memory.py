@@ -85,6 +85,7 @@ def a_rank_is_lost_and_the_others_go_on_with_its_share(life: Life) -> None:
     if world := life.meet(2, [0, 1]):
         found = life.resume(world, 5)
         assert (found.attempt, found.world, found.newest) == (1, 3, True)
+        assert {step for _, step, _ in life.held()} == {5}, "older versions are of no use any more"
 
 
 @scenario
@@ -325,25 +326,24 @@ def nothing_is_lost_on_purpose_however_rarely_copies_are_made(life: Life) -> Non
 
 @scenario
 def of_whole_states_the_newest_wins_and_the_rest_are_sent_it(life: Life) -> None:
-    if world := life.meet(1, [0, 1, 2]):
+    if world := life.meet(1, range(4)):
         life.begin(world, 0, replicated=True)
         life.train(4)
         assert life.held() == [], "it costs nothing while it trains"
         assert life.keeper is not None
-        if life.process == 0:  # it has taken a step of which the others have not heard
+        if life.process < 2:  # they have taken a step of which the others have not heard
             life.keeper.tear()
             life.update()
             life.keeper.commit(at(5))
-    if life.process == 2:
+    if life.process == 3:
         life.die()
-    if world := life.meet(2, [3, 1, 0]):
-        with mock.patch.object(
-            Exchange, "trade", autospec=True, side_effect=Exchange.trade
-        ) as trade:
+    if world := life.meet(2, [3, 1, 0, 2]):
+        trade = Exchange.trade
+        with mock.patch.object(Exchange, "trade", autospec=True, side_effect=trade) as traded:
             found = life.resume(world, 5, everything=True)
-        _, _, incoming = trade.call_args.args
-        assert list(incoming) == ([] if life.process == 0 else [2]), "who has it is sent nothing"
-        assert (found.world, found.whole.holders, found.newest) == (3, ((2,),), True)
+        assert (found.world, found.whole.holders, found.newest) == (4, ((1, 2),), True)
+        _, _, incoming = traded.call_args.args
+        assert list(incoming) == {3: [1], 1: [], 0: [], 2: [2]}[life.process], "from whom it came"
 
 
 @scenario

@@ -420,6 +420,7 @@ def in_a_thread(work: Callable[[], Result]) -> Result:
 def form(world: World, meeting: str) -> None:
     """Form a gloo group as Ray does: rank 0 has the store; the file `meeting` tells its port."""
     if dist.is_initialized():
+        dist.barrier()  # a rank that destroys it at once would break what others still connect
         dist.destroy_process_group()
     told = dist.FileStore(meeting, world.size)
     if world.rank == 0:

@@ -6,6 +6,8 @@ sum over valid targets divided by their number, torch's own clipping and AdamW.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +18,7 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
 from tidemill.plan.batch import Slot
+from tidemill.spec.base import from_plain, to_plain
 from tidemill.spec.checkpoint import CheckpointSpec
 from tidemill.spec.progress import Cursor, EventKind, State, World
 from tidemill.spec.run import (
@@ -210,12 +213,29 @@ def losses_of(world: World, run: RunSpec) -> list[float]:
 
 
 def plain_losses(run: RunSpec, skipped: frozenset[int] = frozenset()) -> list[float]:
-    """The loss of every step of a plain fp32 torch loop on the whole batch.
+    """The loss of every step of a plain fp32 torch loop on the whole batch, in one thread.
 
     Args:
         run: What to train; its strategy, precision and micro-batch are ignored.
         skipped: Steps whose update is not applied.
     """
+    alike = replace(
+        run,
+        strategy=DdpSpec(),
+        precision=PrecisionSpec(),
+        memory=MemorySpec(),
+        batch=replace(run.batch, micro_size=1),
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    losses = _plain_losses(json.dumps(to_plain(alike), sort_keys=True), skipped)
+    torch.set_num_threads(threads)
+    return list(losses)
+
+
+@functools.cache
+def _plain_losses(told: str, skipped: frozenset[int]) -> tuple[float, ...]:
+    run = from_plain(RunSpec, json.loads(told))
     model = build_model(run.model, vocab=VOCAB, sequence=SEQUENCE, seed=run.seed)
     optimizer = make_optimizer(run.optim, model.named_parameters())
     losses: list[float] = []
@@ -236,7 +256,7 @@ def plain_losses(run: RunSpec, skipped: frozenset[int] = frozenset()) -> list[fl
         if step not in skipped:
             optimizer.step()
         optimizer.zero_grad()
-    return losses
+    return tuple(losses)
 
 
 def in_precision(kind: str) -> PrecisionSpec:

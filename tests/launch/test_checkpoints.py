@@ -20,6 +20,7 @@ from tidemill.checkpoint.inspect import Held, survey
 from tidemill.errors import CheckpointError, StorageError
 from tidemill.launch import checkpoints
 from tidemill.launch.checkpoints import act, list_all, prune, verify
+from tidemill.report.audit import Audit
 from tidemill.report.desk import Desk
 from tidemill.report.events import EventLog
 from tidemill.report.inventory import (
@@ -45,7 +46,8 @@ class Notes(Desk):
         self.page: Page | None = None
         self.said: list[Proof] = []
 
-    def answer(self, page: Page) -> None:
+    def answer(self, page: Page | Audit) -> None:
+        assert not isinstance(page, Audit)
         self.page = page
         super().answer(page)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -224,6 +225,15 @@ def test_what_a_job_prints_is_shown_once(start: Callable[..., Life]) -> None:
     start(Cluster(logs=[["one\ntw"], ["one\n", "two\nthree\n"]]), show)
     assert ended.wait(30.0)
     assert "".join(shown) == "one\ntwo\nthree\n"
+
+
+def test_a_client_has_little_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "JobSubmissionClient", lambda address: f"client of {address}")
+    loggers = [logging.getLogger(name) for name in module.CHATTY]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.INFO)
+    assert module.connect("http://head:8265") == "client of http://head:8265"
+    assert {logger.level for logger in loggers} == {logging.ERROR}
 
 
 def test_the_environment_of_jobs_is_the_one_of_the_repository() -> None:

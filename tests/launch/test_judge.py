@@ -142,21 +142,30 @@ def test_what_tidemill_refuses_is_the_end_at_once(refusal: TidemillError) -> Non
     assert verdict.error is refusal
 
 
+def test_an_exception_before_the_first_step_is_a_mistake_and_told_as_it_is() -> None:
+    (verdict,) = verdicts((bug(), None, Fault.error))
+    assert told(verdict) == str(bug())
+    assert vars(verdict.error or bug("?")) == vars(bug())
+    # What Tidemill itself ran into may pass.
+    assert goes_on((TrainingError("a snapshot was lost"), None, Fault.error)) == [True]
+
+
 def test_a_run_without_a_step_is_given_one_more_try() -> None:
-    first, second = verdicts((bug("A"), None, Fault.error), (bug("B"), None, Fault.error))
+    lost = [TrainingError(f"rank {rank} was lost") for rank in (0, 1)]
+    first, second = verdicts((lost[0], None, Fault.kill), (lost[1], None, Fault.kill))
     assert first.go_on
-    assert told(second) == "failed twice before its first step: rank 1 failed: B"
-    _, second = verdicts((bug(), None, Fault.error), (bug(), None, Fault.error))
-    assert told(second).startswith("failed twice in the same way before its first step: rank 1")
+    assert told(second).startswith("failed twice before its first step: rank 1 was lost")
 
 
 def test_machines_that_leave_as_announced_are_no_fault_of_a_run_without_a_step() -> None:
     left = TrainingError("rank 1 was lost: node aa was preempted")
-    assert goes_on(*[(left, None, Fault.preempted)] * 2, (bug(), None, Fault.error)) == [True] * 3
+    lost = TrainingError("rank 1 was lost")
+    assert goes_on(*[(left, None, Fault.preempted)] * 2, (lost, None, Fault.kill)) == [True] * 3
 
 
 def test_a_first_step_is_progress() -> None:
-    assert all(goes_on((bug("A"), None, Fault.error), (bug("B"), 0, Fault.error)))
+    lost = TrainingError("rank 1 was lost")
+    assert all(goes_on((lost, None, Fault.kill), (bug("B"), 0, Fault.error)))
 
 
 # --- how many --------------------------------------------------------------------------------

@@ -252,6 +252,10 @@ def test_what_was_measured_is_what_is_simulated(
     plain = json.loads((tmp_path / "tide" / "replay.json").read_text())
     assert plain["costs"]["kill"]["detect_s"] == 1.5
     assert plain["reports"][1]["steps"] == 10
+    assert plain["machines"][2:] == [
+        {"node": "c", "from_s": -5, "until_s": 9.5, "notice_s": 0},
+        {"node": "d", "from_s": 12, "until_s": None, "notice_s": 0},
+    ]
 
 
 def refused(error: type[Exception], act_it: Callable[[], object]) -> Exception:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.checkpoint.commits import commit
+from tests.kit.doors import ROOT
+from tidemill.compose import compose
 from tidemill.errors import SpecError, StorageError
+from tidemill.launch import jobs
 from tidemill.launch import supervisor as module
 from tidemill.launch.drivers import Ending
 from tidemill.launch.supervisor import Progress, Signals, Supervisor
 from tidemill.report.events import EventLog
 from tidemill.spec.progress import EventKind
+from tidemill.spec.run import RunSpec
 from tidemill.spec.supervise import SuperviseSpec
 from tidemill.storage import Location, locate
 
@@ -227,6 +233,58 @@ def test_a_driver_that_stays_is_left_alone() -> None:
         supervised(script)
     assert caught.value.key == "name"
     assert script.started == 0
+
+
+# --- where -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cast(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Who was chosen, with what; nobody is started."""
+    chosen: list[tuple[str, Any]] = []
+    monkeypatch.setattr(module, "LocalDrivers", lambda *told: chosen.append(("here", told)))
+    monkeypatch.setattr(jobs, "JobDrivers", lambda *told: chosen.append(("there", told)))
+    monkeypatch.setattr(jobs, "connect", lambda address: f"client of {address}")
+    monkeypatch.setattr(Supervisor, "run", lambda _: 7)
+    return chosen
+
+
+def supervise_parity(spec: SuperviseSpec, storage: str) -> int:
+    typed = ["experiment=parity", f"storage={storage}"]
+    run = compose(typed, config_name="config", schema=RunSpec)
+    return module.supervise(spec, run, ROOT / "jobs" / "train.py", typed, pytest.fail)
+
+
+def test_drivers_run_here_unless_said_otherwise(
+    cast: list[tuple[str, Any]], tmp_path: Path
+) -> None:
+    assert supervise_parity(SuperviseSpec(), str(tmp_path)) == 7
+    ((where, (command, place)),) = cast
+    assert where == "here"
+    door = str(ROOT / "jobs" / "train.py")
+    assert command == [sys.executable, door, "experiment=parity", f"storage={tmp_path}"]
+    assert place == locate(str(tmp_path / "parity"))
+
+
+def test_drivers_become_jobs_of_the_cluster_that_is_named(
+    cast: list[tuple[str, Any]], tmp_path: Path
+) -> None:
+    spec = SuperviseSpec(submit_to="http://head:8265", python="/opt/python")
+    assert supervise_parity(spec, str(tmp_path)) == 7
+    ((where, (connect, command, environment, place, _)),) = cast
+    assert where == "there"
+    assert connect() == "client of http://head:8265"
+    assert command[:3] == ["/opt/python", "jobs/train.py", "experiment=parity"]
+    assert environment["working_dir"] == str(ROOT)
+    assert place == locate(str(tmp_path / "parity"))
+
+
+def test_a_job_needs_a_place_that_it_can_find(cast: list[tuple[str, Any]]) -> None:
+    spec = SuperviseSpec(submit_to="http://head:8265")
+    with pytest.raises(SpecError, match="'runs' is relative") as caught:
+        supervise_parity(spec, "runs")
+    assert caught.value.key == "storage"
+    assert cast == []
 
 
 # --- how far ---------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_costs_are_those_of_the_run() -> None:
     assert costs.grow == Stages(detect_s=0.5, stop_s=0.5, join_s=2, load_s=1)
     assert costs.drain == MEASURED.drain
     assert costs.ahead_s == pytest.approx(14)
-    assert costs.step_s == {3: pytest.approx(2), 2: pytest.approx(3)}
+    assert costs.step_s == {3: pytest.approx(1.75), 2: pytest.approx(3)}
     assert costs.save_s == 0.5
     assert costs.between_s == pytest.approx(0)
     assert (costs.settle_s, costs.back_s) == (MEASURED.settle_s, MEASURED.back_s)

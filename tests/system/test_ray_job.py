@@ -28,13 +28,13 @@ PATIENCE_S = 120.0
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A head node of its own with a dashboard; gives the dashboard's address."""
-    gcs, dashboard = _free_port(), _free_port()
+    gcs, dashboard, agent = (_free_port() for _ in range(3))
     head = subprocess.Popen(
         [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
             *("--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"),
             *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-            "--disable-usage-stats",
+            *(f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"),
         ],
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         stdout=subprocess.DEVNULL,

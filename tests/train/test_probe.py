@@ -24,14 +24,15 @@ class Clock:
 
 
 class Work:
-    """Takes the given times, one after the other."""
+    """Takes the given times, one after the other; elsewhere, if it is not waited for."""
 
     def __init__(self, clock: Clock, times_s: Iterator[float | None]) -> None:
         self.clock, self.times_s, self.done = clock, times_s, 0
+        self.waited_for = True
 
     def do(self) -> float | None:
         took_s = next(self.times_s)
-        self.clock.now_s += took_s or 0.001
+        self.clock.now_s += (took_s or 0.001) if self.waited_for else 1e-5
         self.done += 1
         return took_s
 
@@ -50,8 +51,10 @@ def make(clock: Clock, *times_s: float | None) -> tuple[Probe, Pulse, Work]:
     return probe, pulse, work
 
 
-def test_it_takes_its_share_of_the_time_and_no_more(clock: Clock) -> None:
+@pytest.mark.parametrize("waited_for", [True, False])
+def test_it_takes_its_share_of_the_time_and_no_more(waited_for: bool, clock: Clock) -> None:
     probe, _, work = make(clock, *[0.002] * 1000)
+    work.waited_for = waited_for
     before_s = clock.now_s
     for _ in range(10_000):
         clock.now_s += 0.01

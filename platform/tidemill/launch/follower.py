@@ -13,6 +13,8 @@ from tidemill.report.live import LiveView
 from tidemill.spec.progress import Event, EventKind
 from tidemill.storage import Location
 
+NOTE_S = 0.2
+
 logger = logging.getLogger(__name__)
 
 
@@ -85,10 +87,12 @@ def _is_the_end(event: Event) -> bool:
 def note_retried(run: Location, attempt: int, error: TidemillError) -> None:
     """Write a failure after which the run goes on into the log of the attempt that it ended.
 
-    It is written behind the restart's back: storage that fails must not hold that up.
+    Storage that is slow or fails must not hold up the restart: it is waited for but a moment.
     """
     write = functools.partial(_note_failure, run, attempt, error, goes_on=True)
-    threading.Thread(target=write, name="note-failure", daemon=True).start()
+    thread = threading.Thread(target=write, name="note-failure", daemon=True)
+    thread.start()
+    thread.join(NOTE_S)
 
 
 def _note_failure(run: Location, attempt: int, error: TidemillError, *, goes_on: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shlex
 import signal
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.job_submission import JobSubmissionClient
 
 from tidemill.launch.drivers import Ending, Life, describe
 from tidemill.launch.stop import SIGNALLED, find_launch, request_save
@@ -25,8 +27,17 @@ from tidemill.storage import Location
 LOOK_S = 1.0
 UNREACHABLE_S = 120.0
 """Seconds for which a cluster that does not answer may come back with its jobs."""
+# They tell of every file that is left out of a package, each time.
+CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env")
 LABEL = "tidemill_run"
 """Key of a job's metadata that says which run it drives."""
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the cluster whose dashboard is at `address`, with little to say of its own."""
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return JobSubmissionClient(address)
 
 
 def read_environment(root: Path) -> dict[str, Any]:

@@ -91,12 +91,15 @@ class Judge:
         self._row += fault is not Fault.preempted
         if fault is Fault.refusal:
             return Verdict(error, self._row)
+        details, rank = getattr(error, "details", ""), getattr(error, "rank", None)
+        if fault is Fault.error and self._furthest < 0 and rank is not None:
+            # A mistake in a model or a path, and no machine's: told as it is.
+            return Verdict(HopelessError(str(error), details, rank), self._row)
         way = _way(error, fault)
         self._seen[way] += trained or fault in {Fault.error, Fault.oom}
         reason = self._reason(fault, self._seen[way])
         if reason is None:
             return Verdict(None, self._row)
-        details, rank = getattr(error, "details", ""), getattr(error, "rank", None)
         told = f"{reason}: {error}{_advice(error, fault)}"
         return Verdict(HopelessError(told, details, rank), self._row)
 

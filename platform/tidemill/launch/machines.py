@@ -74,8 +74,10 @@ class Machines:
 
     def kill(self, name: str) -> None:
         """Take a machine with all that runs on it, at once."""
-        _kill(_family_of(self._nodes[name]))
+        family = _family_of(self._nodes[name])
+        _kill(family)
         self._note_gone(name)
+        psutil.wait_procs(family, timeout=END_S)
 
     def drain(self, name: str, deadline_s: float) -> None:
         """Announce that a machine goes, and take it `deadline_s` later.
@@ -102,7 +104,9 @@ class Machines:
     def close(self) -> None:
         """End all of it, and nothing else: this process may have other children."""
         nodes = (self._cluster.head_node, *self._nodes.values())
-        _kill([process for node in nodes for process in _family_of(node)])
+        family = [process for node in nodes for process in _family_of(node)]
+        _kill(family)
+        psutil.wait_procs(family, timeout=END_S)
         self._cluster.shutdown()
 
     def _note_gone(self, name: str) -> None:
@@ -119,7 +123,7 @@ def local_machines(*, cpus: int = 1, store_mib: int = 100) -> Iterator[Machines]
     """A cluster of which nothing is left afterwards, whatever else of Ray is on this computer."""
     before = os.environ.get(TEMPORARY)
     # Short, as the paths of sockets must be; its own, or others would find it as theirs.
-    place = tempfile.mkdtemp(prefix="mill-", dir="/tmp")
+    place = tempfile.mkdtemp(prefix="tide-", dir="/tmp")
     os.environ[TEMPORARY] = place
     try:
         machines = Machines(cpus=cpus, store_mib=store_mib)
@@ -151,8 +155,6 @@ def _family_of(node: Any) -> list[psutil.Process]:
 
 
 def _kill(family: list[psutil.Process]) -> None:
-    """End processes, and wait until they have ended."""
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(family, timeout=END_S)

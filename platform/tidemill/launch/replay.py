@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import json
+import math
 import os
 import shlex
 import signal
@@ -18,9 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tidemill.errors import SpecError, TrainingError
 from tidemill.launch.machines import Machines, local_machines
@@ -101,13 +102,14 @@ def act(spec: ReplaySpec, run: RunSpec, door: Path, say: Callable[[str], None]) 
     place = locate(spec.storage) / spec.name
     trace, costs, rules = load_trace(spec), _known_costs(spec), replace(rules_of(run), steps=0)
     say(f"{trace.name}: {trace.node_s / trace.duration_s:.2f} machines for {trace.duration_s:g} s")
-    measured, real = costs, list[GoodputReport]()
+    measured, real, machines = costs, list[GoodputReport](), list[dict[str, Any]]()
     if spec.real:
         played = _play(spec, trace, door)
         since, until, least = played.from_s, played.until_s, rules.least
         events, stays = played.events, played.stays
         real.append(observe(events, stays, source="real", from_s=since, until_s=until, least=least))
         measured = measure(events, stays, costs)
+        machines = [_since(stay, since) for stay in stays]
     simulated = simulate(trace, rules, costs if spec.costs_from else measured)
     reports = [replace(simulated, source="simulated"), *real]
     table = tabulate(reports)
@@ -115,6 +117,7 @@ def act(spec: ReplaySpec, run: RunSpec, door: Path, say: Callable[[str], None]) 
         "trace": trace.name,
         "reports": [report.to_plain() for report in reports],
         "costs": measured.to_plain(),
+        "machines": machines,
     }
     make_directory(place)
     publish(place / JSON, (json.dumps(plain, indent=2) + "\n").encode())
@@ -122,6 +125,12 @@ def act(spec: ReplaySpec, run: RunSpec, door: Path, say: Callable[[str], None]) 
     publish(place / "replay.md", "\n".join(page).encode())
     say("\n".join(table))
     return place / "replay.md"
+
+
+def _since(stay: Stay, from_s: float) -> dict[str, Any]:
+    """A stay in seconds since the trace began, as JSON."""
+    until_s = stay.until_s - from_s if stay.until_s < math.inf else None
+    return asdict(stay) | {"from_s": stay.from_s - from_s, "until_s": until_s}
 
 
 def load_trace(spec: ReplaySpec) -> Trace:

@@ -42,13 +42,13 @@ class Stragglers:
     """Compares what ranks measure of themselves, apart from all others.
 
     A reading already is a median of several measurements. A rank is a straggler when it stays slow
-    for as many more, so that a busy moment is none.
+    for twice as many more, so that a busy moment is none.
     """
 
     RATIO, RECOVERED = 1.5, 1.25
     WORTH = 0.1
     """Part of a step that a wait for data must cost."""
-    LASTING = 9
+    LASTING = 18
     """Measurements for which it stays slow."""
 
     def __init__(self) -> None:

@@ -68,13 +68,11 @@ def supervise(
     place = locate(run.storage) / run.name
     drivers: Drivers
     if spec.submit_to:
-        from ray.job_submission import JobSubmissionClient
-
-        from tidemill.launch.jobs import JobDrivers, read_environment
+        from tidemill.launch.jobs import JobDrivers, connect, read_environment
 
         root = door.parents[1]
         drivers = JobDrivers(
-            lambda: JobSubmissionClient(spec.submit_to),
+            lambda: connect(spec.submit_to),
             [spec.python, str(door.relative_to(root)), *typed],
             read_environment(root),
             place,

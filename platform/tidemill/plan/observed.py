@@ -167,7 +167,7 @@ def measure(events: Iterable[Event], stays: Sequence[Stay], usual: Costs) -> Cos
         )
         gaps += [after.from_s - before.until_s for before, after in pairwise(group.taken)]
     saves = [seconds for group in groups for seconds in group.saves_s]
-    steps = {world: statistics.median(found) for world, found in by_world.items() if found}
+    steps = {world: statistics.fmean(found) for world, found in by_world.items() if found}
     return replace(
         usual,
         kill=_typical(kills, usual.kill),

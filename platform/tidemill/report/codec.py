@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from tidemill.spec.progress import Event, EventKind
 
+_KINDS = {kind.value: kind for kind in EventKind}
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -107,7 +108,7 @@ def _decode(line: bytes) -> Event | None:
         for key in record.get("non_finite", ()):
             fields[key] = _restore(fields[key])
         return Event(
-            kind=EventKind(record["kind"]),
+            kind=_KINDS[record["kind"]],
             at_s=float(record["at_s"]),
             attempt=int(record["attempt"]),
             fields=fields,

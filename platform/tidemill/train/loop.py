@@ -120,7 +120,9 @@ def look_at(engine: Engine, guard: Guard) -> State:
     return State(state.tensors, state.scalars | {"guard": guard.state()})
 
 
-def train(spec: RunSpec, parts: Parts, world: World, cursor: Cursor) -> Cursor:
+def train(  # noqa: PLR0915 - one step reads from top to bottom
+    spec: RunSpec, parts: Parts, world: World, cursor: Cursor
+) -> Cursor:
     """Train from `cursor` to the last step, to a stop, or until the group is to form anew.
 
     A checkpoint is committed before it returns, but for a group that forms anew: what it holds in

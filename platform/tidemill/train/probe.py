@@ -49,7 +49,8 @@ class Probe:
             return
         took_s = self._work.do()
         now_s = time.perf_counter()
-        self._due_s = now_s + (now_s - began_s) / self._share
+        cost_s = max(now_s - began_s, took_s or 0.0)  # a GPU works on after it was asked to
+        self._due_s = now_s + cost_s / self._share
         if took_s is None:
             return
         self._computed.append(took_s)
