@@ -36,6 +36,7 @@ RUN_OUTPUTS = ("runs", "outputs", "multirun")  # where doors write unless told o
 os.environ |= {
     MARK: uuid.uuid4().hex,
     "AWS_EC2_METADATA_DISABLED": "true",
+    "OMP_NUM_THREADS": "1",  # tests compute little, and threads would wait more than they help
     "RAY_AUTH_MODE": "disabled",
     "RAY_TMPDIR": tempfile.mkdtemp(prefix="mill-", dir="/tmp"),
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -113,6 +114,12 @@ def _fenced() -> Iterator[None]:
         for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
             patch.setattr(socket, name, FENCE.guard_lookup(getattr(socket, name)))
         yield
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what is imported by now: libraries, some a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

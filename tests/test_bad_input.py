@@ -1,26 +1,32 @@
 """What a person can get wrong ends as one line that says what to type, before anything is spent.
 
-Everything here goes through the real door, in a process and an empty directory of its own.
+Everything here goes through the real door, in a process and an empty directory of its own. Most of
+these processes are forked from one that has imported what doors use; a mistake of each kind is made
+in a new Python too, which also tells what it has loaded to say so.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.kit.doors import ROOT, Answer, open_door
+from tests.kit.doors import ROOT, Answer
+from tests.kit.world import _server
 from tests.launch.runs import leave_checkpoint, tear_manifest, tree
 from tidemill.compose import compose
 from tidemill.spec.run import RunSpec
 
 RUN = ("name=mill", "data=synthetic", "seed=1", "optim.lr=0.25")
 OTHER = ("name=mill", "data=synthetic", "seed=99", "optim.lr=0.5")
+PATIENCE_S = 180.0
 HEAVY = {"deepspeed", "matplotlib", "ray", "torch"}
 
 
@@ -243,12 +249,41 @@ def check(mistake: Mistake, answer: Answer, place: Path) -> None:
     assert answer.code == 2
 
 
+def _open(
+    door: str, typed: tuple[str, ...], cwd: Path, told: Path, variables: dict[str, str]
+) -> None:
+    """In a process of its own: become `python jobs/DOOR.py TYPED`, which writes into `told`."""
+    os.environ.clear()  # it is the server's, as it was when the server started
+    os.environ.update(variables)
+    os.chdir(cwd)
+    for number, name in enumerate(("in", "out", "err")):
+        os.dup2(os.open(told / name, os.O_RDWR | os.O_CREAT), number)
+    sys.argv[:] = [str(ROOT / "jobs" / f"{door}.py"), *typed]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def open_door(mistake: Mistake, cwd: Path) -> Answer:
+    """Make a mistake at the door, in a forked process."""
+    with tempfile.TemporaryDirectory() as told:
+        process = _server().Process(
+            target=_open,
+            args=(mistake.door, mistake.typed, cwd, Path(told), dict(os.environ)),
+            daemon=True,
+        )
+        process.start()
+        process.join(PATIENCE_S)
+        code = process.exitcode
+        process.kill()
+        assert code is not None, "it does not end"
+        return Answer(code, Path(told, "out").read_text(), Path(told, "err").read_text())
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing(case: str, tmp_path: Path) -> None:
     mistake = MISTAKES[case]
     mistake.prepare(tmp_path)
     before = tree(tmp_path)
-    answer = open_door(mistake.door, *mistake.typed, cwd=tmp_path)
+    answer = open_door(mistake, tmp_path)
     check(mistake, answer, tmp_path)
     assert answer.out == ""
     assert tree(tmp_path) == before
@@ -268,6 +303,7 @@ finally:
     [
         "two that do not go together",
         "a glob that matches nothing",
+        "storage below a file",
         "other mathematics",
         "a step that is not there",
     ],
@@ -275,15 +311,18 @@ finally:
 def test_nothing_heavy_is_loaded_to_say_so(case: str, tmp_path: Path) -> None:
     mistake = MISTAKES[case]
     mistake.prepare(tmp_path)
+    before = tree(tmp_path)
     door = str(ROOT / "jobs" / f"{mistake.door}.py")
     script = f"import sys; sys.argv[:] = [{door!r}, *sys.argv[1:]]" + LOADED.format(heavy=HEAVY)
     done = subprocess.run(
         [sys.executable, "-c", script, *mistake.typed],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
     )
     check(mistake, Answer(done.returncode, done.stdout, done.stderr), tmp_path)
     assert done.stdout == "loaded:\n"
+    assert tree(tmp_path) == before

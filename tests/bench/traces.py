@@ -38,7 +38,7 @@ TRACES = ROOT.parent / "shared" / "data" / "traces"
 PARTS = (
     ("bamboo/p3-trace.csv", "", 3240.0, 6.0),
     ("parcae/trace_hh_55_65.txt", "", 0.0, 6.0),
-    ("skynomad/h100_16_counts.csv", "us-west1-a", 604_800.0, 24.0),
+    ("skynomad/h100_16_counts.csv", "us-west1-a", 0.0, 24.0),
 )
 """File, column, where to begin, and seconds of the trace per second."""
 LASTS_S, QUICK_S = 600.0, 75.0

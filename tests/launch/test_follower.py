@@ -239,9 +239,11 @@ def test_a_failure_goes_to_the_log_of_its_attempt(
     following.feed(None)
     following.note_failure(DataError("the packed corpus is gone"))
     failed = [event for event in read_events(ready.run) if event.kind is EventKind.failed]
+    dry = {"rank": 1, "error": "ValueError: dry", "traceback": "Traceback: ...", "goes_on": False}
+    gone = {"rank": None, "error": "the packed corpus is gone", "traceback": "", "goes_on": False}
     assert [(event.attempt, event.fields) for event in failed] == [
-        (LAUNCH + 1, {"rank": 1, "error": "ValueError: dry", "traceback": "Traceback: ..."}),
-        (LAUNCH + 2, {"rank": None, "error": "the packed corpus is gone", "traceback": ""}),
+        (LAUNCH + 1, dry),
+        (LAUNCH + 2, gone),
     ]
 
 

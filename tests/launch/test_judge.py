@@ -142,8 +142,11 @@ def test_what_tidemill_refuses_is_the_end_at_once(refusal: TidemillError) -> Non
     assert verdict.error is refusal
 
 
-def test_an_exception_before_the_first_step_is_a_mistake_and_told_as_it_is() -> None:
-    (verdict,) = verdicts((bug(), None, Fault.error))
+@pytest.mark.parametrize("step", [None, 0])
+def test_an_exception_in_or_before_the_first_step_is_a_mistake_and_told_as_it_is(
+    step: int | None,
+) -> None:
+    (verdict,) = verdicts((bug(), step, Fault.error))
     assert told(verdict) == str(bug())
     assert vars(verdict.error or bug("?")) == vars(bug())
     # What Tidemill itself ran into may pass.
@@ -154,7 +157,7 @@ def test_a_run_without_a_step_is_given_one_more_try() -> None:
     lost = [TrainingError(f"rank {rank} was lost") for rank in (0, 1)]
     first, second = verdicts((lost[0], None, Fault.kill), (lost[1], None, Fault.kill))
     assert first.go_on
-    assert told(second).startswith("failed twice before its first step: rank 1 was lost")
+    assert told(second).startswith("failed twice in or before its first step: rank 1 was lost")
 
 
 def test_machines_that_leave_as_announced_are_no_fault_of_a_run_without_a_step() -> None:
@@ -165,7 +168,7 @@ def test_machines_that_leave_as_announced_are_no_fault_of_a_run_without_a_step()
 
 def test_a_first_step_is_progress() -> None:
     lost = TrainingError("rank 1 was lost")
-    assert all(goes_on((lost, None, Fault.kill), (bug("B"), 0, Fault.error)))
+    assert all(goes_on((lost, None, Fault.kill), (bug("B"), 1, Fault.error)))
 
 
 # --- how many --------------------------------------------------------------------------------

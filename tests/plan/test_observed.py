@@ -130,6 +130,21 @@ def test_costs_are_those_of_the_run() -> None:
     assert (costs.settle_s, costs.back_s) == (MEASURED.settle_s, MEASURED.back_s)
 
 
+def test_a_machine_that_the_run_left_is_given_back_after_a_while() -> None:
+    drained = [
+        at(0, 1, EventKind.attempt_started, world=2),
+        *steps(1, 0, (0, 2), (2, 4)),
+        at(5, 2, EventKind.attempt_started, world=1),
+        *steps(2, 2, (5, 8), (8, 11)),
+        at(8, 2, EventKind.rejoined, cause="drain", stop_s=0.25, join_s=0.5),
+    ]
+    stays = [stay("a", 0), stay("b", 0, 7.5, notice_s=4.5), stay("c", 0, 30, notice_s=5)]
+    costs = measure(drained, stays, MEASURED)
+    assert costs.back_s == 3.5  # of b; c was told afterwards
+    assert costs.drain == Stages(detect_s=0.25, stop_s=0.25, join_s=0.5)
+    assert costs.kill == MEASURED.kill
+
+
 def test_of_a_run_that_only_trained_there_is_little_to_measure() -> None:
     calm = KILLED[:6]
     costs = measure(calm, MACHINES, MEASURED)

@@ -25,7 +25,7 @@ from tidemill.spec.training import PrecisionKind, PrecisionSpec
 TOLERANCE = {"fp32": 2e-6, "bf16": 5e-3, "fp16": 1e-3}
 STEPS = 9
 REJOINS = 100
-GROWTH_MB = 0.5  # most that a process may grow with each group, once the first ones are behind it
+GROWTH_MB = 0.1  # most that a process may grow with each group, once the first ones are behind it
 PLACES = [place for place in Place if place is not Place.restore]
 # Where the two deaths of a run come. With four ranks a rank has but one slot, so the place between
 # two slots comes second.

@@ -69,6 +69,8 @@ def _lives(world: World, names: list[str], place: str) -> list[tuple[str, list[f
     """One attempt after the other in this process."""
     freeze()
     assert gc.get_freeze_count() > len(gc.get_objects())
+    dist.barrier()
+    assert not find_survivors(dismantle(None, failed=False))  # a group, but no engine yet
     found: list[tuple[str, list[float], Usage]] = []
     for number, name in enumerate(names):
         form(world, f"{place}/{number}")

@@ -11,11 +11,10 @@ import sys
 import textwrap
 from pathlib import Path
 
-import pytest
-
 from tests.kit.training import losses_of, tiny_run
 from tests.kit.world import run_world
 
+WARMED = ("fsdp2", "deepspeed_z3")
 FRESH = """
     import sys
     import torch
@@ -43,34 +42,42 @@ IMPORTED = """
         assert not survivors, (name, survivors)
 """
 WARM = """
-    run = tiny_run(sys.argv[2], steps=3)
-    assert not find_survivors(warm_up(run, "cpu"))
-    assert not torch.distributed.is_initialized()
-    before = set(sys.modules)
-    losses, survivors = in_a_thread(lambda: attempt(run, sys.argv[1] + run.strategy.name))
-    assert set(sys.modules) == before, set(sys.modules) - before
-    assert not survivors, survivors
-    print(losses)
+    for name in sys.argv[2:]:
+        run = tiny_run(name, steps=3)
+        assert not find_survivors(warm_up(run, "cpu"))
+        assert not torch.distributed.is_initialized()
+        before = set(sys.modules)
+        losses, survivors = in_a_thread(lambda: attempt(run, sys.argv[1] + name))
+        assert set(sys.modules) == before, (name, set(sys.modules) - before)
+        assert not survivors, (name, survivors)
+        print(losses)
 """
 
 
-def _in_a_fresh_process(script: str, *arguments: str) -> str:
+def _in_a_fresh_process(script: str, place: Path) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FRESH + script), *arguments],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            textwrap.dedent(FRESH + script),
+            f"{place}/",
+            *WARMED,
+        ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.splitlines()
 
 
 def test_libraries_imported_in_time_keep_no_group(tmp_path: Path) -> None:
-    _in_a_fresh_process(IMPORTED, f"{tmp_path}/")
+    _in_a_fresh_process(IMPORTED, tmp_path)
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_z3"])
-def test_who_is_warm_imports_nothing_more_and_trains_as_ever(strategy: str, tmp_path: Path) -> None:
-    (losses,) = run_world(losses_of, 1, tiny_run(strategy, steps=3))
-    assert _in_a_fresh_process(WARM, f"{tmp_path}/", strategy).splitlines()[-1] == str(losses)
+def test_who_is_warm_imports_nothing_more_and_trains_as_ever(tmp_path: Path) -> None:
+    ever = [run_world(losses_of, 1, tiny_run(name, steps=3))[0] for name in WARMED]
+    assert _in_a_fresh_process(WARM, tmp_path) == [str(losses) for losses in ever]

@@ -8,7 +8,7 @@ import threading
 
 from tidemill.errors import StorageError, TidemillError
 from tidemill.launch.preflight import Preflight
-from tidemill.report.events import EventLog, EventTail
+from tidemill.report.events import EventLog, EventTail, next_attempt
 from tidemill.report.live import LiveView
 from tidemill.spec.progress import Event, EventKind
 from tidemill.storage import Location
@@ -55,10 +55,13 @@ class Follower:
     def _poll(self) -> list[Event]:
         """New events; what was read before storage failed is kept for the next call."""
         self._read += self._tail.poll()
-        following = EventTail(self._run, self._attempt + 1)
-        if later := following.poll():
-            self._read += [*self._tail.poll(), *later]
-            self._attempt, self._tail = self._attempt + 1, following
+        # An attempt that failed on its way up may have left no log.
+        next_one = self._attempt + 1
+        for attempt in range(next_one, max(next_one + 1, next_attempt(self._run))):
+            following = EventTail(self._run, attempt)
+            if later := following.poll():
+                self._read += [*self._tail.poll(), *later]
+                self._attempt, self._tail = attempt, following
         events, self._read = self._read, []
         return events
 

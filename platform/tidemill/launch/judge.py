@@ -33,7 +33,7 @@ class Fault(StrEnum):
 TIMES = {Fault.error: 2, Fault.oom: 2, Fault.kill: 3, Fault.hang: 3, Fault.preempted: 3}
 """Failures in the same way at the same step that are no accident any more."""
 WITHOUT_A_STEP = 2
-"""Failures, in whatever way, of a run that has never taken a step."""
+"""Failures, in whatever way, of a run that has never finished a step."""
 ON_GPU = re.compile(r"CUDA|CUBLAS|Accelerator", re.IGNORECASE)
 
 _RANK = re.compile(r"^rank \d+ ")
@@ -67,7 +67,7 @@ class Judge:
 
     def __init__(self, max_failures: int) -> None:
         self._allowed = max_failures
-        self._furthest = -1
+        self._furthest = 0
         self._row = 0
         self._seen: Counter[str] = Counter()
 
@@ -79,12 +79,12 @@ class Judge:
         Args:
             error: It, as explained by `failure.diagnose`.
             step: The step it happened in, or the last that was recorded, but always the same of
-                the two; None if the run has never taken one.
+                the two; 0 or None if the run has never finished one.
             fault: Why it happened.
             trained: Whether the group that failed had begun a step at all. One that is lost on its
                 way there says nothing about the step.
         """
-        reached = -1 if step is None else step
+        reached = step or 0
         if reached > self._furthest:
             self._furthest, self._row = reached, 0
             self._seen.clear()
@@ -92,7 +92,7 @@ class Judge:
         if fault is Fault.refusal:
             return Verdict(error, self._row)
         details, rank = getattr(error, "details", ""), getattr(error, "rank", None)
-        if fault is Fault.error and self._furthest < 0 and rank is not None:
+        if fault is Fault.error and not self._furthest and rank is not None:
             # A mistake in a model or a path, and no machine's: told as it is.
             return Verdict(HopelessError(str(error), details, rank), self._row)
         way = _way(error, fault)
@@ -105,10 +105,10 @@ class Judge:
 
     def _reason(self, fault: Fault, times: int) -> str | None:
         """Why to stop; None to go on."""
-        where = f"at step {self._furthest}" if self._furthest >= 0 else "before its first step"
+        where = f"at step {self._furthest}" if self._furthest else "in or before its first step"
         if times >= TIMES[fault]:
             return f"failed {_often(times)} in the same way {where}"
-        if self._furthest < 0 and self._row >= WITHOUT_A_STEP:
+        if not self._furthest and self._row >= WITHOUT_A_STEP:
             return f"failed {_often(self._row)} {where}"
         if 0 <= self._allowed < self._row:
             limit = f"scale.max_failures={self._allowed} bears no more"

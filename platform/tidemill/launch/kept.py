@@ -33,7 +33,8 @@ class Kept:
         tail: Records of steps that may not be in any log yet.
         pulse: What the thread that trains does.
         recorder: Of the group that trains now.
-        attempt: Its number; 0 before the first.
+        attempt: Its number; 0 while it is on its way.
+        lived: The highest number of a group that this process was in.
         rejoin: What the controller measured of the change that led to this group.
         stays: Whether this process is wanted in the next group.
         spoilt: Whether something of an old group could not be removed; it is fit for no other.
@@ -50,6 +51,7 @@ class Kept:
     pulse: Pulse = field(default_factory=Pulse)
     recorder: Recorder | None = None
     attempt: int = 0
+    lived: int = 0
     rejoin: dict[str, Any] = field(default_factory=dict[str, Any])
     stays: bool = True
     spoilt: bool = False

@@ -6,6 +6,7 @@ A worker is a function of (spec, world, last state). Start, restart and resume a
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import time
 import traceback
 import warnings
@@ -19,7 +20,7 @@ from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.imports import tied_names
 from tidemill.checkpoint.manifest import Header
 from tidemill.checkpoint.retention import Keep
-from tidemill.checkpoint.store import Store
+from tidemill.checkpoint.store import CLOSE_WAIT_S, Store
 from tidemill.data.corpus import Corpus, open_stream
 from tidemill.errors import TidemillError, TrainingError
 from tidemill.launch.beginning import Beginning
@@ -42,7 +43,7 @@ from tidemill.train.loop import Parts, look_at, train
 from tidemill.train.meeting import form_group
 from tidemill.train.model import build_model
 from tidemill.train.pulse import Phase
-from tidemill.train.ranks import from_first_rank, use_threads
+from tidemill.train.ranks import highest, use_threads
 from tidemill.train.teardown import dismantle, find_survivors, forget_frames
 
 
@@ -156,6 +157,7 @@ def _train(
         retry_for_s=policy.retry_for_s,
         near=_near(spec, corpus, run, world, exchange) if policy.near_gib > 0 else None,
         memory=KEPT.memory,
+        overtaken=lambda: next_attempt(run) > world.attempt + 1,
     )
     store.sweep()
     guard = Guard(spec.precision, engine)
@@ -182,6 +184,7 @@ def _train(
         replicated=replicated,
         every=spec.scale.copy_every_steps,
         node=ray.get_runtime_context().get_node_id(),
+        patience=dt.timedelta(seconds=spec.scale.collective_timeout_s),
     )
     KEPT.attempt, KEPT.recorder = world.attempt, recorder
     parts = Parts(
@@ -202,15 +205,20 @@ def _train(
         save_requested=lambda: KEPT.take_saving() or bool(stop and stop.save_requested()),
         leave_requested=KEPT.leaving.is_set,
     )
+    left, failed = False, True
     try:
         train(spec, parts, world, cursor)
         left = KEPT.pulse.newest.phase is Phase.leaving
         if left:
             keeper.hand_over(stays=KEPT.stays)
+        else:
+            keeper.tear()  # the run is over: nobody will ask for it
+        failed = False
     finally:
         KEPT.recorder = None
         keeper.keep()
-        store.close()
+        # Of a group that broke, nothing in flight can be committed any more.
+        store.close(wait_s=0.0 if failed else CLOSE_WAIT_S)
     return left
 
 
@@ -229,16 +237,21 @@ def _near(
 
 
 def _world(run: Location) -> World:
-    """This rank's place, and the attempt's number, which rank 0 decides."""
+    """This rank's place, and the attempt's number: one more than any rank or log knows of.
+
+    A group that was lost before its first line was written has left no log.
+    """
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
     rank = context.get_world_rank()
+    attempt = highest(max(KEPT.lived + 1, next_attempt(run) if rank == 0 else 0), device)
+    KEPT.lived = attempt
     return World(
         rank=rank,
         size=context.get_world_size(),
         local_rank=context.get_local_rank(),
         device=device,
-        attempt=from_first_rank(next_attempt(run) if rank == 0 else 0, device),
+        attempt=attempt,
     )
 
 

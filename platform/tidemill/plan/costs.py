@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -116,6 +116,23 @@ class Rules:
     def load_at(self, world: int) -> int:
         """Most samples that one worker takes per step."""
         return _most_samples(self.global_size, self.micro_size, world, self.fixed)
+
+    def lost(self, step: int, here: Sequence[bool]) -> int:
+        """Steps that have to be taken again.
+
+        Args:
+            step: Steps taken by the last group.
+            here: By rank of that group, whether its machine is still there.
+        """
+        if not any(here):
+            every = self.save_every_steps
+        elif self.replicated or all(here):
+            return 0
+        elif all(here[n - 1] or one for n, one in enumerate(here)) and self.copy_every_steps:
+            every = self.copy_every_steps
+        else:
+            every = self.near_every_steps or self.save_every_steps
+        return step % every if every else step
 
 
 @functools.cache

@@ -142,6 +142,7 @@ def measure(events: Iterable[Event], stays: Sequence[Stay], usual: Costs) -> Cos
     kills: list[Stages] = []
     planned: dict[str, list[Stages]] = {"drain": [], "grow": []}
     ahead: list[float] = []
+    back: list[float] = []
     since_s = groups[0].taken[0].from_s if groups else 0.0
     for old, new in pairwise(groups):
         change = _change(old, new, stays)
@@ -158,6 +159,12 @@ def measure(events: Iterable[Event], stays: Sequence[Stay], usual: Costs) -> Cos
         if new.cause == "grow":
             came = sorted(stay.from_s for stay in stays if since_s < stay.from_s <= until_s)
             ahead += [until_s - at_s for at_s in came[: new.world - old.world]]
+        elif new.cause == "drain":
+            back += [
+                stay.until_s - until_s
+                for stay in stays
+                if stay.until_s - stay.notice_s < until_s < stay.until_s < math.inf
+            ]
         since_s = until_s
     by_world: dict[int, list[float]] = {}
     gaps: list[float] = []
@@ -174,6 +181,7 @@ def measure(events: Iterable[Event], stays: Sequence[Stay], usual: Costs) -> Cos
         drain=_typical(planned["drain"], usual.drain),
         grow=_typical(planned["grow"], usual.grow),
         ahead_s=statistics.median(ahead) if ahead else usual.ahead_s,
+        back_s=statistics.median(back) if back else usual.back_s,
         step_s=steps or usual.step_s,
         between_s=max(0.0, math.fsum(gaps) - math.fsum(saves)) / len(gaps) if gaps else 0.0,
         save_s=statistics.fmean(saves) if saves else usual.save_s,

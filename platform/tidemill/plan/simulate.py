@@ -213,7 +213,8 @@ class _Run:
     def _train(self, cause: str) -> None:
         """A group takes its first step."""
         self._end_phase()
-        self._cursor -= self._lost()
+        here = [node in self._machines for node in self._holders]
+        self._cursor -= self._rules.lost(self._cursor, here)
         self._holders = list(self._group)
         self._enter(_Phase.training)
         self._asked = False
@@ -249,20 +250,6 @@ class _Run:
         staying = [node for node, machine in self._machines.items() if not machine.leaving]
         members = set(self._group)
         return sorted(staying, key=lambda n: (n not in members, self._machines[n].ready_s))
-
-    def _lost(self) -> int:
-        """Steps of the last group whose state nobody has any more."""
-        rules = self._rules
-        here = [node in self._machines for node in self._holders]
-        if not any(here):
-            every = rules.save_every_steps
-        elif rules.replicated or all(here):
-            return 0
-        elif all(here[n - 1] or one for n, one in enumerate(here)) and rules.copy_every_steps:
-            every = rules.copy_every_steps
-        else:
-            every = rules.near_every_steps or rules.save_every_steps
-        return self._cursor % every if every else self._cursor
 
     @property
     def _pace(self) -> Pace:

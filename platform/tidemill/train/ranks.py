@@ -63,8 +63,8 @@ class SlotSums:
         return sum_in_order(sums.tolist())
 
 
-def from_first_rank(value: int, device: str) -> int:
-    """What rank 0 passed as `value`."""
+def highest(value: int, device: str) -> int:
+    """The highest of what the ranks passed as `value`."""
     held = torch.tensor([value], dtype=torch.int64, device=device)
-    dist.broadcast(held, src=0)
+    dist.all_reduce(held, op=dist.ReduceOp.MAX)
     return int(held)
