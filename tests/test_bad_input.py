@@ -7,13 +7,14 @@ in a new Python too, which also tells what it has loaded to say so.
 
 from __future__ import annotations
 
+import functools
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,12 @@ def damaged(place: Path) -> None:
 
 
 def _spec(place: Path) -> RunSpec:
-    typed = (*RUN, f"storage={place}/runs")
-    return compose(typed, config_name="config", schema=RunSpec)
+    return replace(_composed(), storage=f"{place}/runs")
+
+
+@functools.cache
+def _composed() -> RunSpec:
+    return compose(RUN, config_name="config", schema=RunSpec)
 
 
 @dataclass(frozen=True, kw_only=True)

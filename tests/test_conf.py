@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,9 @@ PARAMETERS = {"gpt_nano": 0.82e6, "gpt_124m": 123.6e6, "gpt_1b": 1.015e9}
 each_option = pytest.mark.parametrize("option", OPTIONS, ids="=".join)
 
 
+@functools.cache
 def run_spec(*overrides: str) -> RunSpec:
+    """Composed once, because nothing here changes a spec."""
     return compose(overrides, config_name="config", schema=RunSpec)
 
 

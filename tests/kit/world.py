@@ -46,9 +46,8 @@ PRELOADED = (
     "tests.kit.accessors",  # and with it all engines
     "tests.kit.checkpoints",
     "tests.kit.mixed",
-    "tidemill.compose",  # of doors (tests/test_bad_input.py)
-    "tidemill.launch.preflight",
-    "tests.kit.frozen",  # after everything else
+    "tidemill.launch.preflight",  # of doors (tests/test_bad_input.py)
+    "tests.kit.warm",  # after everything else
 )
 GRACE_S = 0.5
 DIE_WITH_PARENT = 1

@@ -40,6 +40,7 @@ class Exchange:
         self.world = world
         self._group: dist.ProcessGroup | None = None
         if world.size > 1:
+            dist.barrier()  # fails at once if a rank is gone; making a group waits for it
             group = dist.new_group(backend="gloo", timeout=patience)
             self._group = cast("dist.ProcessGroup", group)
         self._closed = False

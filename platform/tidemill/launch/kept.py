@@ -21,7 +21,7 @@ from tidemill.spec.run import RunSpec
 from tidemill.train.pulse import Phase, Pulse
 from tidemill.train.ranks import use_threads
 from tidemill.train.teardown import abort_groups, find_survivors, freeze
-from tidemill.train.warmup import warm_up
+from tidemill.train.warmup import import_libraries, warm_up
 
 
 @dataclass(slots=True)
@@ -143,8 +143,9 @@ def prepare(config: Mapping[str, Any]) -> None:
 
     spec = from_plain(RunSpec, config["spec"])
     use_threads(int(spec.scale.cpus_per_worker))
-    freeze()
     device = "cuda:0" if spec.scale.gpus_per_worker else "cpu"
+    import_libraries(spec, device)
+    freeze()
     KEPT.spoilt = bool(find_survivors(warm_up(spec, device)))
 
 

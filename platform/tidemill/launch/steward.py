@@ -192,6 +192,9 @@ class Steward:
         if verdict.go_on:
             self._failure = failure.error
         self._begin_change(CAUSES[failure.fault])
+        self._look()
+        # Ray takes a second to say that a call to a lost process is in vain.
+        self.vigil.doomed |= {rank for rank, node in nodes.items() if node not in self._nodes}
         return verdict.error
 
     # --- within ----------------------------------------------------------------------------------
@@ -206,7 +209,8 @@ class Steward:
     def _look(self) -> None:
         self._looked_s = time.monotonic()
         self._nodes = self._hands.look(self._current + self._pool.nodes)
-        self._pool.drop(self._nodes.keys())
+        # A machine that is to go goes sooner if nothing is left on it.
+        self._pool.drop({key for key, node in self._nodes.items() if node.leaves_at_s is None})
         self._pool.gather()
 
     def _places(self) -> list[Place]:

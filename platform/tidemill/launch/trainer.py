@@ -21,6 +21,7 @@ from tidemill.launch.elastic import ElasticTrainer, MeetingConfig
 from tidemill.launch.failure import diagnose
 from tidemill.launch.follower import Follower
 from tidemill.launch.judge import Judge
+from tidemill.launch.lock import sole_driver
 from tidemill.launch.preflight import Preflight
 from tidemill.launch.session import ray_session
 from tidemill.launch.stop import Interrupts
@@ -65,11 +66,17 @@ def train(ready: Preflight, say: Callable[[str], None]) -> Outcome:
         say: Shows one line to the person.
 
     Raises:
-        SpecError: The cluster can never satisfy `scale`.
+        SpecError: The cluster can never satisfy `scale`, or the run is being trained already.
         TrainingError: A worker failed more often than `scale.max_failures` allows, or twice in the
             same way without a step in between.
     """
-    _write_spec(ready)
+    with sole_driver(ready.run):
+        _write_spec(ready)
+        return _drive(ready, say)
+
+
+def _drive(ready: Preflight, say: Callable[[str], None]) -> Outcome:
+    """Train, as the only driver of the run."""
     follower = Follower(ready)
     view = LiveView(ready.spec.steps) if ready.spec.report.live else None
     tell = view.say if view is not None else say

@@ -51,6 +51,14 @@ class Watch:
         self.doomed.clear()
         self._health.begin(time.monotonic())
 
+    def follow(self, vitals: Mapping[int, Vitals | None]) -> None:
+        """Remember how far the group is; also from the poll that tells of its failure."""
+        heard = [told for told in vitals.values() if told is not None and told.attempt]
+        steps = [told.step for told in heard if told.step >= 0]
+        self.attempt = max((told.attempt for told in heard), default=self.attempt)
+        self.step = min(steps, default=self.step)
+        self.trained |= bool(steps)
+
     def feed(
         self,
         vitals: Mapping[int, Vitals | None],
@@ -67,11 +75,6 @@ class Watch:
         Yields:
             Events to record.
         """
-        heard = [told for told in vitals.values() if told is not None and told.attempt]
-        steps = [told.step for told in heard if told.step >= 0]
-        self.attempt = max((told.attempt for told in heard), default=self.attempt)
-        self.step = min(steps, default=self.step)
-        self.trained |= bool(steps)
         lost = [rank for rank, process in enumerate(group) if process.node not in answering]
         for finding in self._health.feed(vitals, time.monotonic(), lost):
             match finding:

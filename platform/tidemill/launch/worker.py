@@ -64,6 +64,7 @@ def run_worker(config: dict[str, Any]) -> None:
         failure = error
     forget_frames(failure)
     if left or failure is not None:
+        KEPT.spoilt = True  # unless what follows shows that nothing is left
         engine = engines.pop() if engines else None
         traces = dismantle(engine, failed=failure is not None)
         del engine

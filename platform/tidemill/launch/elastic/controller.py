@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tidemill.errors import TidemillError
 from tidemill.launch.elastic.cluster import look, make_claims, stock
-from tidemill.launch.elastic.group import KeptGroup
+from tidemill.launch.elastic.group import KeptGroup, vitals_of
 from tidemill.launch.elastic.worker import KeptWorker
 from tidemill.launch.follower import note_retried
 from tidemill.launch.policy import size_of
@@ -65,8 +65,7 @@ class KeptScaling(ElasticScalingPolicy):
     ) -> ScalingDecision:
         """See `ScalingPolicy`."""
         self._ask_for_nodes()
-        statuses = worker_group_status.worker_statuses
-        vitals = {rank: getattr(status, "vitals", None) for rank, status in statuses.items()}
+        vitals = vitals_of(worker_group_status.worker_statuses)
         return self._decided(self.steward.watch(vitals))
 
     def _ask_for_nodes(self) -> None:

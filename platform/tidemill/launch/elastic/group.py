@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
     PlacementGroupHandle,
@@ -19,6 +23,7 @@ from ray.train.v2._internal.execution.worker_group.worker import (
 )
 from ray.train.v2._internal.util import time_monotonic
 
+from tidemill.launch.health import Vitals
 from tidemill.launch.pool import Pool, Process, end
 from tidemill.launch.steward import Steward
 
@@ -112,8 +117,12 @@ class KeptGroup(WorkerGroup):
 
     def _poll_workers_and_collect_errors(self, timeout: float | None) -> list[WorkerStatus]:
         found = super()._poll_workers_and_collect_errors(timeout)
+        self.steward.vigil.follow(vitals_of(dict(enumerate(found))))
         for rank, error in self.steward.vigil.condemned.items():
             found[rank] = WorkerStatus(running=False, error=error)
+        for rank, status in enumerate(found):
+            if isinstance(status.error, WorkerHealthCheckFailedError):
+                self.steward.vigil.doomed.add(rank)
         return found
 
     def shutdown(self) -> None:
@@ -150,6 +159,11 @@ class KeptGroup(WorkerGroup):
                     end(process)
         self.pool.park(fit)
         steward.ended()
+
+
+def vitals_of(statuses: Mapping[int, WorkerStatus]) -> dict[int, Vitals | None]:
+    """What each rank told of itself; None for one that did not answer."""
+    return {rank: getattr(status, "vitals", None) for rank, status in statuses.items()}
 
 
 def _says_yes(reference: Any) -> bool:
