@@ -17,6 +17,8 @@ exit code 1.
 
 from __future__ import annotations
 
+from typing import cast
+
 
 class TidemillError(Exception):
     """Base of every error Tidemill raises on purpose."""
@@ -85,3 +87,25 @@ class HopelessError(TrainingError):
     """The run failed, and is not worth another try: it would fail like that again."""
 
     exit_code = 3
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Make an exception let go of the frames that it passed through, and of what they refer to.
+
+    Format it first, if somebody is to read where they were. To clear the frames of local variables
+    would not do: a frame also holds its function, and with that what the function closes over.
+
+    Args:
+        error: Also what it came from, and what it is a group of.
+    """
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        held = pending.pop()
+        if held is None or id(held) in seen:
+            continue
+        seen.add(id(held))
+        held.__traceback__ = None
+        pending += [held.__cause__, held.__context__]
+        if isinstance(held, BaseExceptionGroup):
+            pending += cast("BaseExceptionGroup[BaseException]", held).exceptions

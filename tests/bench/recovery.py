@@ -7,20 +7,24 @@ third again. A step is committed when all ranks of the new group have taken it. 
     tuned      Ray Train with the best settings known for it, see `TUNED` and `ray_elastic._tune`
     shipped    Ray Train as it is installed
 
-`ours` also has nodes drained: steps lost, and seconds that training stood still.
+    vs_tuned_ray              ours over tuned, the slower of DDP and FSDP2
+    vs_default_ray            the same over shipped
+    deepspeed_vs_tuned_ray    ours over tuned, the slowest ZeRO stage over stage 2
+    p95_vs_median             95th percentile of ours over its median, all strategies
+    steps_lost_announced      steps that were taken twice where a node was drained, or joined
+    steps_lost_unannounced    the same where it was killed
+    states_equal              share of changes after which the weights and moments of all ranks had
+                              the checksum of what the group before held
+    drain_stall_s             seconds that training stood still for a node to leave on purpose
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,8 +33,17 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
+from tests.bench.arena import (
+    COMMON,
+    PATIENCE_S,
+    QUICKLY_DEAD,
+    Steps,
+    make_cluster,
+    make_place,
+    start_driver,
+)
 from tests.bench.contract import parse_rounds, tell
-from tests.kit.cluster import Nodes, local_cluster
+from tests.kit.cluster import Nodes
 from tidemill.report.events import read_events
 from tidemill.spec.progress import EventKind
 from tidemill.storage import locate
@@ -38,26 +51,13 @@ from tidemill.storage import locate
 WORKERS = 3
 SAMPLES = 12
 PAUSE_S = 0.15
+PAUSE = {"STEP_PAUSE_S": str(PAUSE_S)}
 MODEL = {"layers": 4, "width": 128, "heads": 4}
-PATIENCE_S = 240.0
 SETTLE_S = 4.0
-QUICKLY_DEAD = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
-}
 TUNED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "4",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-}
-COMMON = {
-    "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}",
-    "OMP_NUM_THREADS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",
-    "STEP_PAUSE_S": str(PAUSE_S),
 }
 FACTORY = """
 import os, time
@@ -71,9 +71,6 @@ def make(vocab, sequence):
     model.register_forward_pre_hook(lambda *_: time.sleep(float(os.environ["STEP_PAUSE_S"])))
     return model
 """
-
-Steps = Callable[[], list[tuple[float, int, int]]]
-"""(seconds since the epoch, attempt or 0, workers) of every committed step."""
 
 
 class Arm:
@@ -130,8 +127,8 @@ class Arm:
 @contextlib.contextmanager
 def _ours(strategy: str) -> Iterator[tuple[Arm, Callable[[], list[Any]]]]:
     with (
-        _place() as place,
-        _cluster(QUICKLY_DEAD | {"PYTHONPATH": f"{place}:{COMMON['PYTHONPATH']}"}) as cluster,
+        make_place() as place,
+        make_cluster(WORKERS, QUICKLY_DEAD | PAUSE | _importing(place)) as cluster,
     ):
         (place / "recovery_model.py").write_text(FACTORY)
         run = locate(str(place / "runs" / "bench"))
@@ -155,7 +152,7 @@ def _ours(strategy: str) -> Iterator[tuple[Arm, Callable[[], list[Any]]]]:
             "report.eval_every_steps=0",
             "report.live=false",
         ]
-        with _driver(command, place, cluster) as process:
+        with start_driver(command, place, cluster) as process:
 
             def steps() -> list[tuple[float, int, int]]:
                 events = read_events(run)
@@ -189,8 +186,8 @@ def _importing(place: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _rival(strategy: str, arm: str) -> Iterator[Arm]:
-    environment = QUICKLY_DEAD | TUNED if arm == "tuned" else {}
-    with _place() as place, _cluster(environment) as cluster:
+    environment = PAUSE | (QUICKLY_DEAD | TUNED if arm == "tuned" else {})
+    with make_place() as place, make_cluster(WORKERS, environment) as cluster:
         log = place / "steps.jsonl"
         log.touch()
         spec = {
@@ -203,7 +200,7 @@ def _rival(strategy: str, arm: str) -> Iterator[Arm]:
         }
         (place / "spec.json").write_text(json.dumps(spec))
         script = str(Path(__file__).with_name("ray_elastic.py"))
-        with _driver([script, str(place / "spec.json"), arm], place, cluster) as process:
+        with start_driver([script, str(place / "spec.json"), arm], place, cluster) as process:
 
             def steps() -> list[tuple[float, int, int]]:
                 lines = [
@@ -218,98 +215,81 @@ def _rival(strategy: str, arm: str) -> Iterator[Arm]:
             yield found
 
 
-@contextlib.contextmanager
-def _place() -> Iterator[Path]:
-    place = Path(tempfile.mkdtemp(prefix="recovery-"))
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+def _measure_ours(strategy: str, kills: int) -> tuple[list[float], list[dict[str, Any]]]:
+    """Seconds of each recovery, and the changes of the group with what was taken over."""
+    with _ours(strategy) as (arm, read):
+        seconds = [arm.kill() for _ in range(kills)]
+        for _ in range(max(1, kills // 5)):
+            arm.drain()
+        events = read()
+    taken = {event.attempt: event.fields for event in events if event.kind is EventKind.restored}
+    changes = [
+        {
+            "redone": event.fields["redone"],
+            "cause": event.fields["cause"],
+            "stall_s": event.fields["stall_s"],
+            "source": taken[event.attempt]["source"],
+            "equal": "checksum" in taken[event.attempt],
+        }
+        for event in events
+        if event.kind is EventKind.rejoined
+    ]
+    print(f"{strategy} ours: {seconds}", flush=True)
+    return seconds, changes
 
 
-@contextlib.contextmanager
-def _cluster(environment: dict[str, str]) -> Iterator[Nodes]:
-    wanted = COMMON | environment
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        with local_cluster(WORKERS, head_cpus=0) as cluster:
-            yield cluster
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _driver(command: list[str], place: Path, cluster: Nodes) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=place,
-        env={**os.environ, "RAY_ADDRESS": cluster.address},
-        stdout=subprocess.DEVNULL,
-        stderr=(place / "stderr.txt").open("wb"),
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def _measure_rival(strategy: str, arm: str, kills: int) -> list[float]:
+    with _rival(strategy, arm) as rival:
+        seconds = [rival.kill() for _ in range(kills)]
+    print(f"{strategy} {arm}: {seconds}", flush=True)
+    return seconds
 
 
 def main() -> None:
     """Measure all arms, strategy by strategy."""
     rounds = parse_rounds(__doc__ or "", rounds=10, quick=2)
+    half, fifth = max(1, rounds // 2), max(1, rounds // 5)
     raw: dict[str, dict[str, list[float]]] = {}
-    lost = {"announced": 0, "unannounced": 0}
-    stalls: list[float] = []
+    changes: list[dict[str, Any]] = []
     for strategy, kills, rivals in (
-        ("ddp", rounds, rounds),
-        ("fsdp2", rounds // 2, 0),
-        ("deepspeed_z2", rounds // 2, rounds // 4),
+        ("ddp", rounds, {"tuned": half, "shipped": fifth}),
+        ("fsdp2", rounds, {}),
+        ("deepspeed_z1", half, {}),
+        ("deepspeed_z2", rounds, {"tuned": half}),
+        ("deepspeed_z3", half, {}),
     ):
-        seconds = raw.setdefault(strategy, {})
-        with _ours(strategy) as (arm, read):
-            seconds["ours"] = [arm.kill() for _ in range(max(1, kills))]
-            for _ in range(max(1, kills // 3)):
-                arm.drain()
-            changes = [event.fields for event in read() if event.kind is EventKind.rejoined]
-        for change in changes:
-            announced = change["cause"] != "kill"
-            key = "announced" if announced else "unannounced"
-            lost[key] += change["redone"]
-            if change["cause"] == "drain":
-                stalls.append(change["stall_s"])
-        print(f"{strategy} ours: {seconds['ours']}", flush=True)
-        if rivals:
-            with _rival(strategy, "tuned") as rival:
-                seconds["tuned"] = [rival.kill() for _ in range(max(1, rivals // 2))]
-            print(f"{strategy} tuned: {seconds['tuned']}", flush=True)
-        if strategy == "ddp":
-            with _rival(strategy, "shipped") as rival:
-                seconds["shipped"] = [rival.kill() for _ in range(max(1, rounds // 5))]
-            print(f"{strategy} shipped: {seconds['shipped']}", flush=True)
+        ours, changed = _measure_ours(strategy, kills)
+        changes += [{"strategy": strategy} | change for change in changed]
+        raw[strategy] = {"ours": ours} | {
+            arm: _measure_rival(strategy, arm, count) for arm, count in rivals.items()
+        }
     median = {
         (strategy, arm): statistics.median(found)
         for strategy, arms in raw.items()
         for arm, found in arms.items()
     }
     slowest = max(median["ddp", "ours"], median["fsdp2", "ours"])
-    ours = sorted(raw["ddp"]["ours"])
+    zero = max(median[strategy, "ours"] for strategy in raw if strategy.startswith("deepspeed"))
+    every = sorted(seconds / median[name, "ours"] for name in raw for seconds in raw[name]["ours"])
+    lost = {
+        announced: sum(
+            change["redone"] for change in changes if (change["cause"] != "kill") is announced
+        )
+        for announced in (True, False)
+    }
     figures = {
         "vs_tuned_ray": slowest / median["ddp", "tuned"],
         "vs_default_ray": slowest / median["ddp", "shipped"],
-        "deepspeed_vs_tuned_ray": median["deepspeed_z2", "ours"] / median["deepspeed_z2", "tuned"],
-        "p95_vs_median": ours[-1 - len(ours) // 20] / median["ddp", "ours"],
-        "steps_lost_announced": float(lost["announced"]),
-        "steps_lost_unannounced": float(lost["unannounced"]),
-        "drain_stall_s": statistics.median(stalls),
+        "deepspeed_vs_tuned_ray": zero / median["deepspeed_z2", "tuned"],
+        "p95_vs_median": every[-1 - len(every) // 20],
+        "steps_lost_announced": float(lost[True]),
+        "steps_lost_unannounced": float(lost[False]),
+        "states_equal": statistics.mean(change["equal"] for change in changes),
+        "drain_stall_s": statistics.median(
+            change["stall_s"] for change in changes if change["cause"] == "drain"
+        ),
     }
-    tell("recovery", figures, rounds, raw)
+    tell("recovery", figures, rounds, {"seconds": raw, "changes": changes})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tests.checkpoint.states import blank, make_tensors, same_pieces, split, whole
+from tidemill.checkpoint.checksum import checksum
 from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.memory import Held, Keeper, Memory
 from tidemill.spec.progress import Cursor, State, World
@@ -137,7 +138,7 @@ class Life:
         assert (found.cursor, found.scalars) == (at(step), scalars_of(step))
         empty = blank(make_tensors(step))
         state = whole(empty) if everything else split(empty, world.rank, world.size, "other cut")
-        self.memory.fill(found, state, world)
+        assert self.memory.fill(found, state, world) == checksum(whole(make_tensors(step)))
         assert same_pieces(state, make_tensors(step)), f"rank {world.rank} has another state"
         assert state.scalars == scalars_of(step)
         return found

@@ -42,6 +42,7 @@ from tests.kit.training import Memory as Notes
 from tests.kit.world import DIE_WITH_PARENT, _server, _variables
 from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.memory import Memory
+from tidemill.errors import forget_frames
 from tidemill.spec.progress import Cursor, EventKind, State, World
 from tidemill.spec.run import DdpSpec, RunSpec
 from tidemill.train.engine import Engine, build_engine
@@ -50,7 +51,7 @@ from tidemill.train.loop import Parts, look_at, train
 from tidemill.train.model import build_model
 from tidemill.train.pulse import Phase, Pulse
 from tidemill.train.strategy.deepspeed import DeepSpeedEngine
-from tidemill.train.teardown import dismantle, find_survivors, forget_frames
+from tidemill.train.teardown import dismantle, find_survivors
 from tidemill.train.warmup import warm_up
 
 PATIENCE = dt.timedelta(seconds=60)

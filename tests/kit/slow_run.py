@@ -69,9 +69,19 @@ def environment(place: Path, pause_s: float) -> dict[str, str]:
 def open_run(
     place: Path, cluster: Nodes, name: str, steps: int, *overrides: str
 ) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
-    """The door of a run on a cluster, in fp32, that first saves at its end."""
+    """The door of a run on a cluster; see `overrides_of`."""
     return door_ajar(
         "train",
+        *overrides_of(name, steps),
+        *overrides,
+        cwd=place,
+        env={"RAY_ADDRESS": cluster.address, "PYTHONPATH": f"{place}:{ROOT / 'platform'}"},
+    )
+
+
+def overrides_of(name: str, steps: int) -> list[str]:
+    """What makes a run the small one, in fp32, that first saves at its end."""
+    return [
         f"name={name}",
         f"steps={steps}",
         "strategy=ddp",
@@ -86,10 +96,7 @@ def open_run(
         "data.held_out=0.2",
         "checkpoint.every_steps=100000",
         "report.eval_every_steps=0",
-        *overrides,
-        cwd=place,
-        env={"RAY_ADDRESS": cluster.address, "PYTHONPATH": f"{place}:{ROOT / 'platform'}"},
-    )
+    ]
 
 
 def undisturbed(world: World, place: str, run: Location, steps: int) -> list[float]:

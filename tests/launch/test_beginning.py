@@ -10,10 +10,11 @@ import torch
 
 from tests.checkpoint.states import make_store
 from tests.kit.training import Memory, in_precision, tiny_run
+from tidemill.checkpoint.checksum import checksum
 from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.memory import Memory as Processes
 from tidemill.checkpoint.store import Store
-from tidemill.errors import CheckpointError
+from tidemill.errors import CheckpointError, TrainingError
 from tidemill.launch.beginning import Beginning
 from tidemill.report.events import EventLog, next_attempt
 from tidemill.spec.checkpoint import CheckpointSpec
@@ -54,12 +55,13 @@ class Process:
         self.processes = Processes()
         self.recorder: Any = Memory()
         self.attempt = 0
+        self.kind = TinyEngine
 
     def begin(self, recorder: Recorder | None = None, **changes: Any) -> Cursor:
         """Begin the next attempt."""
         self.attempt += 1
         self.world = World(attempt=self.attempt)
-        self.engine = TinyEngine()
+        self.engine = self.kind()
         self.guard = Guard(self.spec.precision, cast("Engine", self.engine))
         self.store: Store = make_store(
             self.world, str(self.place / self.spec.name), memory=self.processes, **changes
@@ -72,6 +74,7 @@ class Process:
             store=self.store,
             exchange=Exchange(self.world),
             recorder=recorder or self.recorder,
+            replicated=True,
         ).find()
 
     def train(self, cursor: Cursor, *, save: bool = False) -> None:
@@ -112,7 +115,21 @@ def test_a_kept_process_goes_on_from_its_memory(tmp_path: Path) -> None:
         "samples": 16,
         "saved_world": 1,
         "source": "memory",
+        "checksum": f"{checksum(process.engine.state()):016x}",
     }
+
+
+def test_a_state_that_came_over_otherwise_than_it_was_held_is_refused(tmp_path: Path) -> None:
+    class Careless(TinyEngine):
+        def restore(self, filled: State) -> None:
+            super().restore(filled)
+            self.weights[2] += 2**-20
+
+    process = Process(tmp_path)
+    process.train(process.begin())
+    process.kind = Careless
+    with pytest.raises(TrainingError, match="the state that rank 0 took over is not the one"):
+        process.begin()
 
 
 def test_a_new_process_goes_on_from_storage(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from tests.kit.training import (
 )
 from tests.kit.world import RankFailed, run_world
 from tidemill.checkpoint.exchange import Exchange
+from tidemill.errors import forget_frames
 from tidemill.spec.progress import Cursor, EventKind, World
 from tidemill.spec.run import MemorySpec, Recompute, RunSpec
 from tidemill.train import teardown
@@ -40,7 +41,6 @@ from tidemill.train.teardown import (
     abort_groups,
     dismantle,
     find_survivors,
-    forget_frames,
     freeze,
 )
 

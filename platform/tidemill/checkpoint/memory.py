@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tidemill.checkpoint import shares
+from tidemill.checkpoint.checksum import add_up, checksum_stored
 from tidemill.checkpoint.content import find_targets
 from tidemill.checkpoint.exchange import PATIENCE, Exchange
 from tidemill.checkpoint.fragments import StoredTensor, plan_copies
@@ -125,13 +126,16 @@ class Memory:
             exchange=exchange,
         )
 
-    def fill(self, found: Held, state: State, world: World) -> None:
+    def fill(self, found: Held, state: State, world: World) -> int:
         """Fill `state` with what `find` found, bytes sent only to those who lack them. Collective.
 
         Args:
             found: It.
             state: Its pieces are filled in place, however they are cut, and its scalars updated.
             world: This rank's place.
+
+        Returns:
+            The checksum of what is held, for comparison with the one of what was filled.
 
         Raises:
             CheckpointError: It is of another model or optimizer; the same one on every rank.
@@ -164,6 +168,12 @@ class Memory:
         state.scalars.update(found.scalars)
         kept = found.attempt, found.cursor.step  # others are older, or were never whole
         self._slabs.drop(lambda key: (key.attempt, key.step) != kept)
+
+        def read(file: str, offset: int, size: int) -> Tensor | None:
+            mine = found.whole.holders[int(file)][0] == world.rank
+            return self._read(found.whole, int(file), offset, size) if mine else None
+
+        return add_up(found.exchange.all_gather(checksum_stored(found.tensors, read)))
 
     def begin(
         self,

@@ -47,6 +47,7 @@ class Restored:
         world: Ranks that trained it.
         origin: What the run started from, see `Manifest.origin`.
         manifest: Of the checkpoint, if it is one.
+        checksum: Of what processes held, see `checksum`; None for a checkpoint, which has its own.
     """
 
     source: Origin
@@ -54,6 +55,7 @@ class Restored:
     world: int
     origin: dict[str, Any]
     manifest: Manifest | None = None
+    checksum: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +144,12 @@ class Restorer:
                 manifest=found,
             )
         if self._memory is not None and held is not None:
-            self._memory.fill(held, state, self._world)
             return Restored(
-                source=Origin.memory, cursor=held.cursor, world=held.world, origin=held.origin
+                checksum=self._memory.fill(held, state, self._world),
+                source=Origin.memory,
+                cursor=held.cursor,
+                world=held.world,
+                origin=held.origin,
             )
         if reasons:
             raise CheckpointError(

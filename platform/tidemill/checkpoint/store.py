@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Any
@@ -23,7 +22,7 @@ from tidemill.checkpoint.restore import Fork, Restored, Restorer
 from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.shelf import Shelf
 from tidemill.checkpoint.snapshot import Snapshot
-from tidemill.errors import CheckpointError
+from tidemill.errors import CheckpointError, TidemillError, forget_frames
 from tidemill.spec.checkpoint import Verify
 from tidemill.spec.progress import Cursor, Recorder, State, World
 from tidemill.storage import Location
@@ -35,13 +34,6 @@ log = logging.getLogger(__name__)
 
 def _never() -> bool:
     return False
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Let go of what an error's frames refer to: live state, connections to other ranks."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 class Store:
@@ -263,8 +255,10 @@ class Store:
                 self._newest = saved or self._newest
                 if job.commit:
                     self._unsaved = None if saved else job
-            except BaseException as error:  # noqa: BLE001 - told by the next call of training
-                _forget_frames(error)
+            except BaseException as error:
+                if not isinstance(error, TidemillError):
+                    log.warning("saving failed", exc_info=error)
+                forget_frames(error)  # of live state, and connections to other ranks
                 self._broken = error
             finally:
                 self._idle.set()

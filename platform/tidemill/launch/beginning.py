@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tidemill.checkpoint.checksum import add_up, checksum
 from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.imports import fill_from_safetensors
 from tidemill.checkpoint.restore import Fork, Origin, Restored
 from tidemill.checkpoint.store import Store
+from tidemill.errors import TrainingError
 from tidemill.spec.progress import Cursor, EventKind, Recorder, State
 from tidemill.spec.run import RunSpec
 from tidemill.storage import Location, locate
@@ -27,6 +29,7 @@ class Beginning:
         store: Has the run's checkpoints.
         exchange: Between the ranks.
         recorder: Hears what was found.
+        replicated: Whether every rank has all of the state.
     """
 
     spec: RunSpec
@@ -36,6 +39,7 @@ class Beginning:
     store: Store
     exchange: Exchange
     recorder: Recorder
+    replicated: bool = False
 
     def find(self) -> Cursor:
         """Fill the engine, and say where the run goes on. Collective.
@@ -67,6 +71,9 @@ class Beginning:
             wanted.scalars.pop("loss_scale", None)  # another number format has its own
         self.engine.restore(wanted)
         told = {} if saved is None else {"checkpoint": saved.name, "run": saved.run}
+        if found.checksum is not None:
+            self._require(found.checksum)
+            told["checksum"] = f"{found.checksum:016x}"
         self.recorder.record(
             EventKind.restored,
             step=found.cursor.step,
@@ -76,6 +83,21 @@ class Beginning:
             **told,
         )
         return found.cursor
+
+    def _require(self, held: int) -> None:
+        """Compare weights and moments of all ranks with what was held. Collective.
+
+        Raises:
+            TrainingError: Some rank has others.
+        """
+        everything = checksum(self.engine.wanted()) if self.replicated else held
+        heard = self.exchange.all_gather([checksum(self.engine.state()), everything])
+        differs = [rank for rank, (_, all_of_it) in enumerate(heard) if all_of_it != held]
+        if differs or add_up([share for share, _ in heard]) != held:
+            where = f"rank {differs[0]}" if differs else "the ranks together"
+            raise TrainingError(
+                f"the state that {where} took over is not the one that the group before held"
+            )
 
     def _take_weights(self, place: str, wanted: State) -> None:
         """Somebody's weights, with moments that are still zero."""

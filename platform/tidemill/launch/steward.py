@@ -156,7 +156,7 @@ class Steward:
         if self._reform is not None:
             if self._has_parked(vitals):
                 change, self._reform = self._reform, None
-                self._begin_change(change.cause)
+                self._begin_change(change.cause, self.vigil.ended_s)
                 self.chosen = change.formation
                 return change.formation
             return None
@@ -191,7 +191,7 @@ class Steward:
         )
         if verdict.go_on:
             self._failure = failure.error
-        self._begin_change(CAUSES[failure.fault])
+        self._begin_change(CAUSES[failure.fault], self.vigil.ended_s)
         self._look()
         # Ray takes a second to say that a call to a lost process is in vain.
         self.vigil.doomed |= {rank for rank, node in nodes.items() if node not in self._nodes}
@@ -199,8 +199,8 @@ class Steward:
 
     # --- within ----------------------------------------------------------------------------------
 
-    def _begin_change(self, cause: Cause, lost: Sequence[str] = (), detect_s: float = 0.0) -> None:
-        self.timeline = Timeline(cause, len(self.group), detect_s, lost)
+    def _begin_change(self, cause: Cause, detect_s: float) -> None:
+        self.timeline = Timeline(cause, len(self.group), detect_s)
 
     @property
     def _current(self) -> Counter[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from tidemill.launch.policy import Cause
@@ -12,27 +11,23 @@ from tidemill.launch.policy import Cause
 class Timeline:
     """Seconds of each stage of one change, measured where it happens.
 
-    Stages follow one another without a gap: `detect` (from the first sign to the controller),
-    `stop` (the old group ends), `decide` (nodes are looked at), `place` (there are not enough of
-    them), `spawn` (processes are ready), `join` (they know each other). The worker adds `load` and
-    `first_step`.
+    Stages follow one another without a gap: `detect` (from when the first rank ended its part to
+    when the controller hears of it), `stop` (the old group ends), `decide` (nodes are looked at),
+    `place` (there are not enough of them), `spawn` (processes are ready), `join` (they know each
+    other). The worker adds `load` and `first_step`.
 
     Args:
         cause: Why the group changes.
         size: Workers of the old group.
-        detect_s: Seconds that passed before anybody noticed.
-        lost: Nodes that are gone.
+        detect_s: Seconds that passed before the controller heard.
     """
 
-    def __init__(
-        self, cause: Cause, size: int = 0, detect_s: float = 0.0, lost: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, cause: Cause, size: int = 0, detect_s: float = 0.0) -> None:
         self.cause = cause
         self._began_s = self._last_s = time.monotonic()
         self._fields: dict[str, Any] = {
             "cause": cause.value,
             "before": size,
-            "lost": list(lost),
             "detect_s": detect_s,
         }
 

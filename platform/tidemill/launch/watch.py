@@ -27,6 +27,8 @@ class Watch:
         step: The step that the group is in, as far as is known; None before the first ever.
         attempt: Number of the newest group that was heard of; 0 before the first.
         trained: Whether this group has begun a step.
+        ended_s: Seconds since the first rank of this group ended its part, as of when that was
+            heard; 0 if none has.
         condemned: Ranks that are to be taken for failed, with what they failed of.
         doomed: Those of them whose process is to be ended, because it will not end by itself.
     """
@@ -35,6 +37,7 @@ class Watch:
         self.step: int | None = None
         self.attempt = 0
         self.trained = False
+        self.ended_s = 0.0
         self.condemned: dict[int, CondemnedError] = {}
         self.doomed: set[int] = set()
         self._health = Health(scale.hang_s, scale.collective_timeout_s)
@@ -47,6 +50,7 @@ class Watch:
     def begin(self) -> None:
         """Another group begins."""
         self.trained = False
+        self.ended_s = 0.0
         self.condemned.clear()
         self.doomed.clear()
         self._health.begin(time.monotonic())
@@ -58,6 +62,7 @@ class Watch:
         self.attempt = max((told.attempt for told in heard), default=self.attempt)
         self.step = min(steps, default=self.step)
         self.trained |= bool(steps)
+        self.ended_s = max((told.ended_s for told in heard), default=0.0)
 
     def feed(
         self,

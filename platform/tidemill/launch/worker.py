@@ -22,7 +22,7 @@ from tidemill.checkpoint.manifest import Header
 from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.store import CLOSE_WAIT_S, Store
 from tidemill.data.corpus import Corpus, open_stream
-from tidemill.errors import TidemillError, TrainingError
+from tidemill.errors import TidemillError, TrainingError, forget_frames
 from tidemill.launch.beginning import Beginning
 from tidemill.launch.failure import one_line
 from tidemill.launch.kept import KEPT, Announced
@@ -44,7 +44,7 @@ from tidemill.train.meeting import form_group
 from tidemill.train.model import build_model
 from tidemill.train.pulse import Phase
 from tidemill.train.ranks import highest, use_threads
-from tidemill.train.teardown import dismantle, find_survivors, forget_frames
+from tidemill.train.teardown import dismantle, find_survivors
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -161,6 +161,7 @@ def _train(
         overtaken=lambda: next_attempt(run) > world.attempt + 1,
     )
     store.sweep()
+    replicated = isinstance(spec.strategy, DdpSpec)
     guard = Guard(spec.precision, engine)
     cursor = Beginning(
         spec=spec,
@@ -170,9 +171,9 @@ def _train(
         store=store,
         exchange=exchange,
         recorder=recorder,
+        replicated=replicated,
     ).find()
     store.prepare(engine.state())
-    replicated = isinstance(spec.strategy, DdpSpec)
 
     def look() -> State:
         state = look_at(engine, guard)

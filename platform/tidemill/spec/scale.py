@@ -26,8 +26,8 @@ class ScaleSpec(Spec):
         labels: Ray node labels that a node must have, e.g. a GPU class, a tier or a region. A
             value may be one of Ray's conditions: `!spot`, `in(H100,H200)`, `!in(...)`.
         weight: Share of a cluster beside other elastic runs, in proportion to theirs.
-        max_failures: Worker failures after which the run gives up; -1 never does. A machine that
-            gave notice before it left is none.
+        max_failures: Failures in a row, without a step of progress, after which the run gives up;
+            -1 never does. A machine that gave notice before it left is none.
         collective_timeout_s: Seconds a collective may wait for a missing rank.
         hang_s: Seconds without progress after which the rank that holds up the others is replaced;
             0 judges by how long the steps so far took.

@@ -34,7 +34,7 @@ def dismantle(engine: Engine | None, *, failed: bool) -> Traces:
 
     The engine is an empty shell afterwards, so it does not matter who still holds it. Whoever holds
     a part of it does keep that alive. So call it where the frames that built it are gone, never
-    where an exception from them is handled, and `forget_frames` first of one that is kept.
+    where an exception from them is handled, and `errors.forget_frames` first of one that is kept.
 
     Args:
         engine: What this process trained with; None if there is none.
@@ -61,28 +61,6 @@ def dismantle(engine: Engine | None, *, failed: bool) -> Traces:
 def find_survivors(traces: Traces) -> list[str]:
     """Names of what ended and is still alive; none if all went well."""
     return [name for name, look in traces.items() if look() is not None]
-
-
-def forget_frames(error: BaseException | None) -> None:
-    """Make an exception let go of the frames that it passed through, and of what they refer to.
-
-    Format it first, if somebody is to read where they were. To clear the frames of local variables
-    would not do: a frame also holds its function, and with that what the function closes over.
-
-    Args:
-        error: Also what it came from, and what it is a group of.
-    """
-    pending: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while pending:
-        held = pending.pop()
-        if held is None or id(held) in seen:
-            continue
-        seen.add(id(held))
-        held.__traceback__ = None
-        pending += [held.__cause__, held.__context__]
-        if isinstance(held, BaseExceptionGroup):
-            pending += held.exceptions
 
 
 def abort_groups() -> None:
