@@ -103,7 +103,7 @@ def test_a_machine_that_joins_is_started_ahead_and_taken_in_once_it_is_warm(stag
     stage.bring("a", "b")
     stage.start()
     stage.bring("c")
-    assert stage.poll(after_s=SETTLE_S) is None
+    assert stage.poll() is None
     assert (stage.spawned, stage.asked) == (["c"], {})
     stage.warm("c")
     assert stage.poll() is None

@@ -23,6 +23,7 @@ from tidemill.launch.policy import Cause, Formation, Place, Reform, ahead, form,
 from tidemill.launch.pool import Pool, Process
 from tidemill.launch.timeline import Timeline
 from tidemill.launch.watch import Watch
+from tidemill.plan.costs import rules_of
 from tidemill.plan.sizing import worth_growing
 from tidemill.spec.progress import EventKind
 from tidemill.spec.run import RunSpec
@@ -92,6 +93,7 @@ class Steward:
         self.timeline = Timeline(Cause.start)
         self.vigil = Watch(spec.scale)
         self._spec = spec
+        self._rules = rules_of(spec)
         self._pool = pool
         self._hands = hands
         self._nodes: dict[str, Node] = {}
@@ -167,7 +169,9 @@ class Steward:
         self._stock()
         places, most, current = self._places(), self._most(), self._current
         self._pool.start_ahead(ahead(places, current, most, self._pays))
-        self._reform = reform(places, current, self._spec.scale.least, most, self._pays)
+        settled = time.monotonic() - self._began_s > SETTLE_S
+        pays = self._pays if settled and self.vigil.step_s else lambda _: False
+        self._reform = reform(places, current, self._spec.scale.least, most, pays)
         if self._reform is not None:
             self._ask_all(self._reform)
         return None
@@ -235,11 +239,10 @@ class Steward:
         return all(told is not None and told.phase is Phase.parked for told in vitals.values())
 
     def _pays(self, size: int) -> bool:
-        """Whether growing to `size` workers gains more than it costs."""
-        if time.monotonic() - self._began_s < SETTLE_S or not self.vigil.step_s:
-            return False
-        samples = self._spec.batch.global_size
-        now, then = (-(-samples // world) for world in (max(1, len(self.group)), size))
+        """Whether growing to `size` workers gains more than it costs, as far as is known."""
+        if not self.vigil.step_s:
+            return True
+        now, then = (self._rules.load_at(world) for world in (max(1, len(self.group)), size))
         remaining = self._spec.steps - (self.vigil.step or 0)
         return worth_growing(remaining, self.vigil.step_s, now, then, self._cost_s)
 
