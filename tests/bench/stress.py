@@ -64,7 +64,7 @@ def play(mean_s: float, lasts_s: float) -> dict[str, Any]:
                 f"scale.workers={NODES}",
                 "scale.min_workers=1",
                 "scale.max_failures=-1",
-                "report=quiet",
+                "report.live=false",
             ]
             with start_driver(command, place, cluster) as driver:
                 began_s = _wait_until_whole(run, driver)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tidemill.checkpoint.memory import Keeper, Memory
 from tidemill.launch.health import Vitals
@@ -18,10 +18,14 @@ from tidemill.report.tail import Tail
 from tidemill.spec.base import from_plain
 from tidemill.spec.progress import Cursor, EventKind, Recorder
 from tidemill.spec.run import RunSpec
+from tidemill.train.meeting import open_store
 from tidemill.train.pulse import Phase, Pulse
 from tidemill.train.ranks import use_threads
 from tidemill.train.teardown import abort_groups, find_survivors, freeze
 from tidemill.train.warmup import import_libraries, warm_up
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 
 @dataclass(slots=True)
@@ -36,6 +40,7 @@ class Kept:
         attempt: Its number; 0 while it is on its way.
         lived: The highest number of a group that this process was in.
         rejoin: What the controller measured of the change that led to this group.
+        meeting: Where the ranks of the next group meet, if it is this process.
         stays: Whether this process is wanted in the next group.
         spoilt: Whether something of an old group could not be removed; it is fit for no other.
         saving: Set to ask for a checkpoint.
@@ -53,6 +58,7 @@ class Kept:
     attempt: int = 0
     lived: int = 0
     rejoin: dict[str, Any] = field(default_factory=dict[str, Any])
+    meeting: TCPStore | None = None
     stays: bool = True
     spoilt: bool = False
     saving: threading.Event = field(default_factory=threading.Event)
@@ -63,6 +69,11 @@ class Kept:
     ended_s: float = 0.0
 
     # --- called by the controller, in the process's main thread ----------------------------------
+
+    def open_meeting(self, address: str) -> dict[str, Any]:
+        """Have the ranks of the next group meet here; `address` and `port` for `form_group`."""
+        self.meeting = open_store(address)
+        return {"address": address, "port": self.meeting.port}
 
     def begin(self, rejoin: Mapping[str, Any]) -> None:
         """A new group: nothing that was asked of the old one holds any more."""
@@ -117,6 +128,11 @@ class Kept:
         return not self.spoilt and (thread is None or not thread.is_alive())
 
     # --- called by the thread that trains --------------------------------------------------------
+
+    def take_meeting(self) -> TCPStore | None:
+        """What `open_meeting` opened, if it did; it closes once its group is gone."""
+        meeting, self.meeting = self.meeting, None
+        return meeting
 
     def take_saving(self) -> bool:
         """Whether a checkpoint was asked for since the last call."""

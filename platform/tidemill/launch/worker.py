@@ -82,7 +82,12 @@ def _live(spec: RunSpec, config: dict[str, Any], engines: list[Engine]) -> bool:
     began_s = time.monotonic()
     run = locate(spec.storage) / spec.name
     context = ray.train.get_context()
-    form_group(context.get_world_rank(), context.get_world_size(), KEPT.rejoin["meeting"])
+    form_group(
+        context.get_world_rank(),
+        context.get_world_size(),
+        KEPT.rejoin["meeting"],
+        KEPT.take_meeting(),
+    )
     world = _world(run)
     with (
         _told(world),

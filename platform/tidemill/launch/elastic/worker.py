@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.train._internal.utils import get_address_and_port
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 from ray.train.v2._internal.execution.context import get_train_context
@@ -40,6 +39,12 @@ class KeptWorker(RayTrainWorker):
     def environment(self) -> str:
         """The runtime environment of this process, as raylets compare it."""
         return ray.get_runtime_context().get_runtime_env_string()
+
+    def open_meeting(self) -> dict[str, Any]:
+        """Have the ranks of the next group meet at this one: `address` and `port`."""
+        from tidemill.launch.kept import KEPT
+
+        return KEPT.open_meeting(ray.util.get_node_ip_address())
 
     def begin(self, rejoin: dict[str, Any]) -> None:
         """A new group: where its ranks meet, and what led to it."""
@@ -96,15 +101,13 @@ class MeetingBackend(_TorchBackend):
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """See `Backend.on_start`."""
-        address, port = worker_group.execute_single(0, get_address_and_port)
-        meeting = {
-            "address": address,
-            "port": port,
+        workers = worker_group.get_workers()
+        meeting = ray.get(workers[0].actor.open_meeting.remote()) | {
             "backend": backend_config.backend,
             "timeout_s": backend_config.timeout_s,
         }
         rejoin = worker_group.rejoin() | {"meeting": meeting}
-        ray.get([worker.actor.begin.remote(rejoin) for worker in worker_group.get_workers()])
+        ray.get([worker.actor.begin.remote(rejoin) for worker in workers])
 
     def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
         """See `Backend.on_training_start`; nothing is left to do."""
