@@ -1,12 +1,15 @@
 """Tokens trained while nodes are killed at random, over those of a run that nobody disturbs.
 
-Four nodes of one machine, one worker each. A killed one is replaced at once by another, which has
-to start its raylet and its worker's process first. A worker's compute is a pause in proportion to
-its samples, so that four workers are four machines whatever the cores: a group that is smaller for
-a while is slower. A token counts once, when its step is part of the curve.
+Four workers on nodes of one machine, one each, and one node more with a spare (`scale.spares=1`). A
+killed one, any of the five, is replaced at once by another, which has to start its raylet and its
+worker's process first. A worker's compute is a pause in proportion to its samples, so that four
+workers are four machines whatever the cores: a group that is smaller for a while is slower. A token
+counts once, when its step is part of the curve.
 
     tokens_at_60s     where a node is killed every 60 s in the mean (Poisson), for ten minutes
     tokens_at_15s     every 15 s
+    bare_at_60s       as the first, with four nodes and no spare, for five minutes
+    bare_at_15s       as the second
     loss_difference   the largest of any step's loss from the curve of one process alone
 """
 
@@ -35,33 +38,35 @@ from tidemill.report.events import joined_steps, read_events
 from tidemill.spec.progress import EventKind
 from tidemill.storage import Location
 
-NODES = 4
+WORKERS = 4
 SAMPLES = 24
 MICRO = 2
 PAUSE_S = 0.08
 """Of each micro batch."""
-LASTS_S, QUICK_S, UNDISTURBED_S = 600.0, 60.0, 120.0
+LASTS_S, QUICK_S, CALM_S = 600.0, 60.0, 120.0
 SETTLE_S = 5.0
 SEED = 1
 
 
-def play(mean_s: float, lasts_s: float) -> dict[str, Any]:
+def play(mean_s: float, lasts_s: float, spares: int) -> dict[str, Any]:
     """One run, from when its group is whole.
 
     Args:
         mean_s: Seconds between two kills, in the mean; 0 kills nobody.
         lasts_s: Seconds for which samples are counted.
+        spares: Nodes with a spare process.
     """
     with make_place() as scratch:
         place = fill_place(scratch)
-        with make_cluster(NODES, environment(place, PAUSE_S)) as cluster:
+        with make_cluster(WORKERS + spares, environment(place, PAUSE_S)) as cluster:
             run = run_at(place, "stress")
             command = [
                 str(ROOT / "jobs" / "train.py"),
                 *overrides_of("stress", 1_000_000),
                 f"batch.global_size={SAMPLES}",
                 f"batch.micro_size={MICRO}",
-                f"scale.workers={NODES}",
+                f"scale.workers={WORKERS}",
+                f"scale.spares={spares}",
                 "scale.min_workers=1",
                 "scale.max_failures=-1",
                 "report.live=false",
@@ -93,7 +98,7 @@ def play(mean_s: float, lasts_s: float) -> dict[str, Any]:
         "said": (audit.out + audit.err)[-1000:],
         "changes": changes,
     }
-    print(f"kills every {mean_s:g} s: {found['samples_per_s']:.2f} samples/s", flush=True)
+    print(f"{mean_s:g} s, {spares} spares: {found['samples_per_s']:.2f} samples/s", flush=True)
     return found
 
 
@@ -105,13 +110,13 @@ def _wait_until_whole(run: Location, driver: subprocess.Popen[bytes]) -> float:
         whole = [
             event.attempt
             for event in events
-            if event.kind is EventKind.attempt_started and event.fields["world"] == NODES
+            if event.kind is EventKind.attempt_started and event.fields["world"] == WORKERS
         ]
         steps = [event.at_s for event in events if event.kind is EventKind.step]
         if whole and steps and steps[-1] > steps[0] + SETTLE_S:
             return time.time()
         time.sleep(0.2)
-    raise RuntimeError(f"no group of {NODES} workers")
+    raise RuntimeError(f"no group of {WORKERS} workers")
 
 
 def _kill(cluster: Nodes, mean_s: float, until_s: float) -> Iterator[float]:
@@ -136,16 +141,22 @@ def main() -> None:
     """Run the arms, print the figures as the last line."""
     rounds = parse_rounds(__doc__ or "", rounds=2, quick=1)
     lasts_s = LASTS_S if rounds > 1 else QUICK_S
-    calm = play(0.0, min(lasts_s, UNDISTURBED_S))
-    arms = {mean_s: play(mean_s, lasts_s) for mean_s in (60.0, 15.0)}
+    calm = play(0.0, min(lasts_s, CALM_S), 0)
+    arms = {
+        name: play(mean_s, lasts_s if spares else lasts_s / 2, spares)
+        for name, mean_s, spares in (
+            ("tokens_at_60s", 60.0, 1),
+            ("tokens_at_15s", 15.0, 1),
+            ("bare_at_60s", 60.0, 0),
+            ("bare_at_15s", 15.0, 0),
+        )
+    }
     sound = all(arm["audit"] for arm in (calm, *arms.values()))
     figures: dict[str, float | None] = {
-        f"tokens_at_{mean_s:g}s": arm["samples_per_s"] / calm["samples_per_s"]
-        for mean_s, arm in arms.items()
+        name: arm["samples_per_s"] / calm["samples_per_s"] for name, arm in arms.items()
     }
     figures["loss_difference"] = max(arm["loss_difference"] for arm in arms.values())
-    raw = {"undisturbed": calm} | {f"{mean_s:g} s": arm for mean_s, arm in arms.items()}
-    tell("stress", figures if sound else dict.fromkeys(figures), rounds, raw)
+    tell("stress", figures if sound else dict.fromkeys(figures), rounds, {"calm": calm} | arms)
 
 
 if __name__ == "__main__":

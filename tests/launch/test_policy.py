@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 from hypothesis import given
@@ -76,15 +76,25 @@ def test_a_group_above_its_share_gives_workers_back() -> None:
 
 def test_processes_are_started_ahead_where_a_group_could_grow() -> None:
     places = [_place("a", warm=1), _place("b", slots=2), _place("c", slots=2, leaving=True)]
-    assert ahead(places, {"a": 1}, 3, _always) == {"b": 2}
-    assert ahead(places, {"a": 1}, 2, _always) == {"b": 1}
-    assert ahead(places, {"a": 1}, 1, _always) == {}
-    assert ahead(places, {"a": 1}, 3, _never) == {}
+    assert ahead(places, {"a": 1}, 3, 0, _always) == {"b": 2}
+    assert ahead(places, {"a": 1}, 2, 0, _always) == {"b": 1}
+    assert ahead(places, {"a": 1}, 1, 0, _always) == {}
+    assert ahead(places, {"a": 1}, 3, 0, _never) == {}
 
 
 def test_processes_are_started_ahead_of_a_leave_whatever_growing_gains() -> None:
     places = [_place("a", warm=1, leaving=True), _place("b")]
-    assert ahead(places, {"a": 1}, 1, _never) == {"b": 1}
+    assert ahead(places, {"a": 1}, 1, 0, _never) == {"b": 1}
+
+
+@pytest.mark.parametrize("pays", [_always, _never])
+def test_spares_are_kept_ready_beside_a_whole_group(pays: Callable[[int], bool]) -> None:
+    places = [_place("a", warm=1), _place("b", slots=2), _place("c")]
+    assert ahead(places, {"a": 1}, 1, 2, pays) == {"b": 2}
+    ready = [_place("a", warm=1), _place("b", slots=2, warm=2), _place("c")]
+    assert ahead(ready, {"a": 1}, 1, 2, pays) == {}
+    assert ahead(ready, {"a": 1}, 1, 0, pays) == {}, "more than are allowed; the pool is trimmed"
+    assert reform(ready, {"a": 1}, 1, 1, pays) is None, "they wait"
 
 
 @st.composite
@@ -119,7 +129,7 @@ def test_no_group_is_placed_where_it_does_not_fit(
         for node, count in formation.items():
             assert not known[node].leaving
             assert count <= known[node].slots
-    started = ahead(places, current, most, _always)
+    started = ahead(places, current, most, 1, _always)
     for node, count in started.items():
         assert not known[node].leaving
         assert known[node].warm + count <= known[node].slots

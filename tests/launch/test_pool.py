@@ -106,6 +106,15 @@ def test_a_process_is_not_kept_for_ever(actors: Actors, pool: Pool) -> None:
     assert (pool.nodes, actors.killed) == ({}, [7])
 
 
+def test_those_above_a_share_are_let_go_the_coldest_first(actors: Actors, pool: Pool) -> None:
+    pool.park([Process(actor=7, node="a", ready=7, metadata="")])
+    pool.start_ahead({"b": 1, "c": 1})
+    pool.trim(2)
+    assert (pool.nodes, actors.killed) == ({"a": 1, "b": 1}, [1])
+    pool.trim(-1)
+    assert not pool.nodes
+
+
 def test_nothing_is_left_on_nodes_that_go_or_at_the_end(actors: Actors, pool: Pool) -> None:
     pool.park([Process(actor=node, node=node, ready=0, metadata="") for node in "ab"])  # type: ignore[arg-type]
     pool.start_ahead({"a": 1, "c": 1})

@@ -10,6 +10,7 @@ from ray.train import WorkerGroupError
 
 from tests.kit.training import tiny_run
 from tidemill.errors import TidemillError
+from tidemill.launch import pool as pool_module
 from tidemill.launch import steward as module
 from tidemill.launch.failure import CondemnedError
 from tidemill.launch.health import Vitals
@@ -37,7 +38,8 @@ class Stage:
         self.noted: list[int] = []
         self.spawned: list[str] = []
         self.pool = Pool(self._spawn, recycle_after=100)
-        monkeypatch.setattr(self.pool, "gather", lambda: None)
+        self.up: set[Any] = set()
+        monkeypatch.setattr(pool_module, "ray", self)
         self.steward = Steward(
             self.spec,
             self.pool,
@@ -48,22 +50,33 @@ class Stage:
                 tell=lambda _, kind, fields: self.told.append((kind, fields)),
                 note_failure=lambda attempt, _: self.noted.append(attempt),
                 stock=lambda _process, _node: None,
-                most=lambda _room, _held: self.spec.scale.workers,
+                most=lambda room, _: min(room, self.spec.scale.workers + self.spec.scale.spares),
             ),
         )
 
     def _spawn(self, node: str) -> tuple[Any, Any]:
         self.spawned.append(node)
-        return object(), object()
+        return node, node
+
+    def wait(self, references: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        """In the place of `ray.wait`."""
+        return [one for one in references if one in self.up], []
+
+    def get(self, _: Any) -> str:
+        """In the place of `ray.get`."""
+        return "metadata"
+
+    def kill(self, _: Any) -> None:
+        """In the place of `ray.kill`."""
 
     def bring(self, *names: str, leaves_at_s: float | None = None) -> None:
         """Nodes that answer, each with room for one worker."""
         for name in names:
             self.nodes[name] = Node(id=name, address=name, port=1, slots=1, leaves_at_s=leaves_at_s)
 
-    def warm(self, node: str) -> None:
-        """A process that has started on a node."""
-        self.pool.park([Process(actor=node, node=node, ready=None, metadata="", joins=1)])
+    def park(self, *names: str) -> None:
+        """Processes of an old group, ready for the next one."""
+        self.pool.park([Process(name, name, None, "", joins=1) for name in names])
 
     def start(self) -> None:
         """A group of what the steward chooses trains."""
@@ -105,7 +118,7 @@ def test_a_machine_that_joins_is_started_ahead_and_taken_in_once_it_is_warm(stag
     stage.bring("c")
     assert stage.poll() is None
     assert (stage.spawned, stage.asked) == (["c"], {})
-    stage.warm("c")
+    stage.up.add("c")
     assert stage.poll() is None
     assert stage.asked == {"a": True, "b": True}
     assert stage.poll() is None, "its last step is still under way"
@@ -113,12 +126,27 @@ def test_a_machine_that_joins_is_started_ahead_and_taken_in_once_it_is_warm(stag
     assert stage.steward.timeline.fields()["cause"] == "grow"
 
 
+def test_a_spare_takes_the_place_of_a_lost_worker_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, spares=1)
+    stage.bring("a", "b", "c", "d")
+    stage.start()
+    assert stage.spawned == ["d"]
+    stage.up.add("d")
+    stage.poll(after_s=2 * SETTLE_S)
+    assert stage.asked == {}, "the group is whole"
+    del stage.nodes["b"]
+    assert stage.steward.failed(_lost(1)) is None
+    stage.steward.ended()
+    stage.park("a", "c")
+    assert stage.steward.form() == {"a": 1, "c": 1, "d": 1}
+
+
 def test_near_the_end_nobody_joins(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(monkeypatch)
     stage.bring("a", "b")
     stage.start()
     stage.bring("c")
-    stage.warm("c")
+    stage.park("c")
     stage.poll(step=stage.spec.steps - 3, after_s=SETTLE_S)
     assert stage.asked == {}
 
@@ -155,8 +183,7 @@ def test_what_a_lost_machine_ran_is_not_waited_for(stage: Stage) -> None:
     assert stage.steward.vigil.doomed == {stage.steward.group.index(_on(stage, "b"))}
     stage.steward.ended()
     assert stage.noted == [1], "the log of the attempt says why it ended"
-    for node in "ac":
-        stage.warm(node)
+    stage.park("a", "c")
     assert stage.steward.form() == {"a": 1, "c": 1}
     fields = stage.steward.timeline.fields()
     assert (fields["cause"], fields["before"], fields["lost"]) == ("kill", 3, ["b"])

@@ -23,6 +23,7 @@ def test_a_run_has_as_many_workers_as_it_asks_for_unless_it_is_elastic() -> None
         ({"weight": 0.0}, "scale.weight"),
         ({"hang_s": -1.0}, "scale.hang_s"),
         ({"copy_every_steps": -1}, "scale.copy_every_steps"),
+        ({"spares": -1}, "scale.spares"),
         ({"recycle_after": 0}, "scale.recycle_after"),
         ({"labels": {"": "x"}}, "scale.labels"),
         ({"labels": {"a b": "x"}}, "scale.labels"),

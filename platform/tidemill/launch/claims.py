@@ -71,17 +71,17 @@ class Claims:
         self._told_s = 0.0
 
     def most(self, slots: int, held: int) -> int:
-        """Most workers the run may have now.
+        """Most workers the run may have now, its spares included.
 
         Args:
             slots: Workers it has room for, beside what others hold.
-            held: Workers it has.
+            held: Processes it has.
         """
         scale, now_s = self._scale, self._clock()
         ours = Told(
             run=self._run,
             least=scale.least,
-            most=scale.workers,
+            most=scale.workers + scale.spares,
             weight=scale.weight,
             held=held,
             since_s=self._since_s,

@@ -137,7 +137,11 @@ def reform(
 
 
 def ahead(
-    places: Iterable[Place], current: Mapping[str, int], most: int, pays: Callable[[int], bool]
+    places: Iterable[Place],
+    current: Mapping[str, int],
+    most: int,
+    spares: int,
+    pays: Callable[[int], bool],
 ) -> Formation:
     """Processes to start before they are needed, by node.
 
@@ -145,6 +149,7 @@ def ahead(
         places: All that are known.
         current: The group's workers by node.
         most: Most workers the run may have now.
+        spares: Processes that it may have beside them.
         pays: As for `reform`.
     """
     staying = [place for place in places if not place.leaving]
@@ -153,9 +158,10 @@ def ahead(
     free = {
         place.node: place.slots - max(place.warm, current.get(place.node, 0)) for place in staying
     }
-    wanted = _fill(free, most - ours)
+    size = min(most, ours + sum(free.values()))
     whole = all(node in here for node in current)
-    return wanted if wanted and (not whole or pays(ours + size_of(wanted))) else {}
+    grows = size > ours and (not whole or pays(size))
+    return _fill(free, (size if grows else min(ours, most)) + spares - ours)
 
 
 def _fill(room: Mapping[str, int], most: int) -> Formation:

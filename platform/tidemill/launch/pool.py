@@ -134,6 +134,11 @@ class Pool:
             if process.node not in usable:
                 self._discard(process)
 
+    def trim(self, most: int) -> None:
+        """Let go of all but so many processes, of the coldest first."""
+        for process in (*self._parked, *self._coming)[max(0, most) :]:
+            self._discard(process)
+
     def close(self) -> None:
         """End them all."""
         for process in (*self._parked, *self._coming):

@@ -60,7 +60,7 @@ class Hands:
         tell: Lets a process record an event.
         note_failure: Writes into the log of an attempt that it failed, and why.
         stock: Has a node keep a process ready, like that of a worker.
-        most: Most workers the run may have, given what it has room for and what it has.
+        most: Most processes the run may have, given what it has room for and what it has.
     """
 
     look: Callable[[Mapping[str, int]], dict[str, Node]]
@@ -114,7 +114,7 @@ class Steward:
         self._look()
         scale = self._spec.scale
         self.timeline.note(lost=sorted(self._left - self._nodes.keys()))
-        chosen = form(self._places(), scale.least, self._most())
+        chosen = form(self._places(), scale.least, min(self._allowed(), scale.workers))
         self.timeline.mark("decide" if chosen else "place")
         self.chosen = chosen or {}
         return chosen
@@ -167,8 +167,10 @@ class Steward:
         self._look()
         self._notice()
         self._stock()
-        places, most, current = self._places(), self._most(), self._current
-        self._pool.start_ahead(ahead(places, current, most, self._pays))
+        places, current, allowed = self._places(), self._current, self._allowed()
+        most = min(allowed, self._spec.scale.workers)
+        self._pool.trim(allowed - len(self.group))
+        self._pool.start_ahead(ahead(places, current, most, allowed - most, self._pays))
         settled = time.monotonic() - self._began_s > SETTLE_S
         pays = self._pays if settled and self.vigil.step_s else lambda _: False
         self._reform = reform(places, current, self._spec.scale.least, most, pays)
@@ -219,7 +221,7 @@ class Steward:
 
     def _places(self) -> list[Place]:
         """Nodes with processes first, so that these are chosen first."""
-        current, warm = self._current, self._pool.warm
+        current, pooled, warm = self._current, self._pool.nodes, self._pool.warm
         places = [
             Place(
                 node=node.id,
@@ -229,11 +231,20 @@ class Steward:
             )
             for node in self._nodes.values()
         ]
-        return sorted(places, key=lambda place: (-current[place.node], -place.warm, place.node))
+        return sorted(
+            places,
+            key=lambda place: (
+                -current[place.node],
+                -place.warm,
+                -pooled[place.node],
+                place.node,
+            ),
+        )
 
-    def _most(self) -> int:
+    def _allowed(self) -> int:
+        """Most processes that the run may have now, its spares included."""
         room = sum(node.slots for node in self._nodes.values() if node.leaves_at_s is None)
-        return self._hands.most(room, len(self.group))
+        return self._hands.most(room, len(self.group) + self._pool.nodes.total())
 
     def _has_parked(self, vitals: Mapping[int, Vitals | None]) -> bool:
         return all(told is not None and told.phase is Phase.parked for told in vitals.values())

@@ -33,6 +33,7 @@ class ScaleSpec(Spec):
             0 judges by how long the steps so far took.
         copy_every_steps: Steps between copies of sharded state in the memory of a neighbour; 0
             copies none. DDP needs none: every rank holds everything.
+        spares: Processes kept ready on further nodes, so that a lost worker is replaced at once.
         recycle_after: Times that a process joins a new group before a fresh one takes its place.
     """
 
@@ -48,6 +49,7 @@ class ScaleSpec(Spec):
     collective_timeout_s: float = 300.0
     hang_s: float = 0.0
     copy_every_steps: int = 1
+    spares: int = 0
     recycle_after: int = 100
 
     @property
@@ -62,7 +64,7 @@ class ScaleSpec(Spec):
 
     def __post_init__(self) -> None:
         self.require_at_least(1, "workers", "recycle_after")
-        self.require_at_least(0, "min_workers", "hang_s", "copy_every_steps")
+        self.require_at_least(0, "min_workers", "hang_s", "copy_every_steps", "spares")
         self.require(
             self.min_workers <= self.workers,
             "min_workers",

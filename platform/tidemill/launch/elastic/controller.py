@@ -45,6 +45,8 @@ class KeptScaling(ElasticScalingPolicy):
     """
 
     steward: Steward
+    spares = 0
+    """Processes to ask nodes for beside the workers."""
 
     def __init__(self, scaling_config: Any, *, on_cluster: bool) -> None:
         super().__init__(scaling_config)
@@ -54,6 +56,9 @@ class KeptScaling(ElasticScalingPolicy):
         """See `ScalingPolicy`."""
         if self.on_cluster:
             super().after_controller_start(train_run_context)
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return super()._get_num_workers_for_resource_request() + self.spares
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """See `ScalingPolicy`."""
@@ -118,11 +123,14 @@ class KeptController(TrainController):
             tell=lambda process, kind, fields: process.actor.tell.remote(kind, fields),
             note_failure=functools.partial(note_retried, locate(spec.storage) / spec.name),
             stock=stock if scaling.on_cluster else lambda _process, _node: None,
-            most=claims.most if claims else lambda _room, _held: spec.scale.workers,
+            most=claims.most
+            if claims
+            else lambda _room, _held: spec.scale.workers + spec.scale.spares,
         )
         steward = Steward(spec, pool, hands)
         self._judged: JudgedFailures = options["failure_policy"]
         scaling.steward = self._judged.steward = steward
+        scaling.spares = spec.scale.spares
         self.worker_group_cls = type("Group", (KeptGroup,), {"steward": steward, "pool": pool})
         self._pool, self._claims = pool, claims
         super().__init__(**options)
