@@ -135,10 +135,23 @@ def test_a_spare_takes_the_place_of_a_lost_worker_at_once(monkeypatch: pytest.Mo
     stage.poll(after_s=2 * SETTLE_S)
     assert stage.asked == {}, "the group is whole"
     del stage.nodes["b"]
+    stage.poll()
+    assert stage.pool.warm == {"d": 1}, "it is about to be needed"
     assert stage.steward.failed(_lost(1)) is None
     stage.steward.ended()
     stage.park("a", "c")
     assert stage.steward.form() == {"a": 1, "c": 1, "d": 1}
+
+
+def test_a_spare_takes_the_place_of_a_worker_that_is_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(monkeypatch, spares=1)
+    stage.bring("a", "b", "c", "d")
+    stage.start()
+    stage.up.add("d")
+    stage.poll()
+    stage.bring("b", leaves_at_s=0.0)
+    stage.poll()
+    assert stage.poll(phase=Phase.parked) == {"a": 1, "c": 1, "d": 1}
 
 
 def test_near_the_end_nobody_joins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,8 @@ class Steward:
         self._stock()
         places, current, allowed = self._places(), self._current, self._allowed()
         most = min(allowed, self._spec.scale.workers)
-        self._pool.trim(allowed - len(self.group))
+        # Whoever is lost, or on a machine that goes, is about to be replaced from the pool.
+        self._pool.trim(allowed - sum(current[place.node] for place in places if not place.leaving))
         self._pool.start_ahead(ahead(places, current, most, allowed - most, self._pays))
         settled = time.monotonic() - self._began_s > SETTLE_S
         pays = self._pays if settled and self.vigil.step_s else lambda _: False
