@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 
 import grpc
@@ -55,12 +56,17 @@ def stock(process: Process, node: Node) -> None:
     """Let a node's raylet keep a process ready that another worker can start in: 0.04 s, not 3.
 
     Nothing else fills that pool for actors: a process that ran a task serves tasks only. If it
-    fails, a worker starts as slowly as ever.
+    fails, a worker starts as slowly as ever. It is done beside the controller, which must hear of
+    failures meanwhile.
 
     Args:
         process: A worker of the run, for its runtime environment; another one would not fit.
         node: Where.
     """
+    threading.Thread(target=_stock, args=(process, node), daemon=True).start()
+
+
+def _stock(process: Process, node: Node) -> None:
     try:
         wanted = node_manager_pb2.PrestartWorkersRequest(  # pyright: ignore[reportAttributeAccessIssue]
             language=common_pb2.PYTHON,  # pyright: ignore[reportAttributeAccessIssue]
