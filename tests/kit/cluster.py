@@ -46,7 +46,8 @@ class Nodes:
 
     def lose(self, node: str) -> None:
         """SIGKILL a node's raylet; what ran on it dies with it, as soon as it notices."""
-        raylet = self._raylet(self._nodes.pop(node))
+        raylet = self.raylet_of(node)
+        del self._nodes[node]
         raylet.kill()
         raylet.wait(10)
 
@@ -60,7 +61,12 @@ class Nodes:
 
     def workers_of(self, node: str) -> list[psutil.Process]:
         """The processes that a node's raylet has started."""
-        return self._raylet(self._nodes[node]).children(recursive=True)
+        return self.raylet_of(node).children(recursive=True)
+
+    def raylet_of(self, node: str) -> psutil.Process:
+        """A node's raylet."""
+        (info,) = self._nodes[node].all_processes["raylet"]
+        return psutil.Process(info.process.pid)
 
     def close(self) -> None:
         """End all of it, and nothing else: this process has other children."""
@@ -75,11 +81,6 @@ class Nodes:
         self._nodes[node.node_id] = node
         self._ever.append(node)
         return node.node_id
-
-    @staticmethod
-    def _raylet(node: Any) -> psutil.Process:
-        (info,) = node.all_processes["raylet"]
-        return psutil.Process(info.process.pid)
 
 
 def _family_of(node: Any) -> list[psutil.Process]:
