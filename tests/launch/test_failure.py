@@ -40,8 +40,6 @@ from tidemill.errors import (
 from tidemill.launch.failure import (
     CondemnedError,
     diagnose,
-    explain_failure,
-    only_bystanders,
 )
 from tidemill.launch.judge import Fault
 
@@ -73,7 +71,7 @@ def _reported(error: Exception) -> Exception:
 
 
 def explained(errors: Mapping[int, Exception]) -> TrainingError:
-    error = explain_failure(raised_by_ray(errors))
+    error = diagnose(raised_by_ray(errors)).error
     assert isinstance(error, TrainingError)
     return error
 
@@ -273,13 +271,6 @@ def test_what_a_rank_says_tells_why(error: Exception, fault: Fault) -> None:
     assert diagnose(raised_by_ray({1: error})).fault is fault
 
 
-def test_whoever_only_lost_others_can_be_told_from_them() -> None:
-    lost = {0: RuntimeError(CLOSED), 2: told_by_worker(f"RuntimeError: {CLOSED}")}
-    assert only_bystanders(lost)
-    assert not only_bystanders({**lost, 1: unreached(died(NODE_DIED))})
-    assert not only_bystanders({**lost, 1: ValueError("a bug")})
-
-
 @pytest.mark.parametrize(
     ("raised", "fault", "judged"),
     [
@@ -303,7 +294,7 @@ def test_a_failure_of_ray_itself_has_a_reason_too(
 def test_a_verdict_of_the_controller_is_passed_on_as_it_is() -> None:
     verdict = HopelessError("failed twice in the same way at step 3", "Traceback: ...", 1)
     raised = pickle.loads(pickle.dumps(ControllerError(verdict)))  # noqa: S301
-    error = explain_failure(raised)
+    error = diagnose(raised).error
     assert (type(error), str(error), vars(error)) == (HopelessError, str(verdict), vars(verdict))
 
 
@@ -362,19 +353,19 @@ def test_every_error_of_ours_is_looked_at() -> None:
 
 @pytest.mark.parametrize("own", OWN, ids=lambda error: type(error).__name__)
 def test_an_error_of_ours_travels_as_itself(own: TidemillError) -> None:
-    error = explain_failure(raised_by_ray({0: RuntimeError(CLOSED), 1: own}))
+    error = diagnose(raised_by_ray({0: RuntimeError(CLOSED), 1: own})).error
     assert type(error) is type(own)
     assert str(error) == str(own)
     assert vars(error) == vars(own)
     assert error.exit_code == own.exit_code
-    assert explain_failure(own) is own
+    assert diagnose(own).error is own
 
 
 # --- Ray's own failures ----------------------------------------------------------------------
 
 
 def test_a_failed_controller_is_told() -> None:
-    error = explain_failure(ControllerError(OSError("no such image\nand more")))
+    error = diagnose(ControllerError(OSError("no such image\nand more"))).error
     assert isinstance(error, TrainingError)
     assert str(error) == "Ray could not run the workers: OSError: no such image"
     assert error.details == "no such image\nand more"
@@ -391,7 +382,7 @@ def test_a_failed_controller_is_told() -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_whatever_else_ray_raises_is_told(raised: Exception, told: str) -> None:
-    error = explain_failure(raised)
+    error = diagnose(raised).error
     assert isinstance(error, TrainingError)
     assert str(error).startswith(told)
     assert error.details == str(raised)
@@ -400,5 +391,5 @@ def test_whatever_else_ray_raises_is_told(raised: Exception, told: str) -> None:
 @pytest.mark.parametrize("bug", [ValueError("a bug"), KeyboardInterrupt()], ids=repr)
 def test_a_bug_in_the_driver_stays_what_it_is(bug: BaseException) -> None:
     with pytest.raises(type(bug)) as caught:
-        explain_failure(bug)
+        diagnose(bug)
     assert caught.value is bug

@@ -71,18 +71,6 @@ class Failure:
     judged: bool = True
 
 
-def explain_failure(error: BaseException) -> TidemillError:
-    """Turn what `fit` raised into an error that names rank and cause.
-
-    Returns:
-        The worker's own error if it is one of Tidemill's, else a `TrainingError`.
-
-    Raises:
-        BaseException: `error` itself, if it is neither Ray's nor Tidemill's: a bug in the driver.
-    """
-    return diagnose(error).error
-
-
 def diagnose(
     error: BaseException, nodes: Mapping[int, str] | None = None, leaving: Collection[str] = ()
 ) -> Failure:
@@ -123,11 +111,6 @@ def diagnose(
             return Failure(error=error, fault=_fault_of(error))
         case _:
             raise error
-
-
-def only_bystanders(failures: Mapping[int, BaseException]) -> bool:
-    """Whether all these ranks failed because they lost another one, which is not among them."""
-    return all(_is_bystander(_reason(error)) for error in failures.values())
 
 
 def _explained(
