@@ -153,10 +153,11 @@ def test_steps_since_the_last_copy_are_taken_again(
     assert _worst(lives, undisturbed) <= TOLERANCE["fp32"]
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed_z3"])
 def test_a_death_while_engines_are_filled_costs_no_step(
-    tmp_path: Path, undisturbed: list[float]
+    strategy: str, tmp_path: Path, undisturbed: list[float]
 ) -> None:
-    with Lives(tiny_run("deepspeed_z3", steps=STEPS), tmp_path, warm=True) as lives:
+    with Lives(tiny_run(strategy, steps=STEPS), tmp_path, warm=True) as lives:
         tale = Chronicle(lives)
         tale.calm(2, until=3)
         tale.deadly(3, Kill(1, 3, Place.restore))
