@@ -22,6 +22,7 @@ def raylet() -> Iterator[int]:
 def _node(name: str, port: int, *, alive: bool = True, **labels: str) -> dict[str, object]:
     return {
         "NodeID": name,
+        "Resources": {"CPU": 8.0, "GPU": 4.0},
         "NodeManagerAddress": "127.0.0.1",
         "NodeManagerPort": port,
         "Alive": alive,
@@ -44,7 +45,19 @@ def test_a_node_counts_what_is_free_and_what_this_run_holds_there(raylet: int) -
         need={"CPU": 2.0, "GPU": 1.0, "memory": 0.0},
         labels={},
     )
-    assert {node.id: node.slots for node in found.values()} == {"a": 3, "b": 4}
+    assert {node.id: node.slots for node in found.values()} == {"a": 3, "b": 4, "full": 0}
+    assert {node.capacity for node in found.values()} == {4}
+
+
+def test_a_node_that_is_too_small_is_left_out(raylet: int) -> None:
+    assert not usable(
+        [_node("a", raylet)],
+        {"a": {"CPU": 8.0}},
+        held={},
+        draining={},
+        need={"CPU": 9.0},
+        labels={},
+    )
 
 
 def test_tenths_of_a_processor_add_up(raylet: int) -> None:

@@ -50,7 +50,8 @@ class Stage:
                 tell=lambda _, kind, fields: self.told.append((kind, fields)),
                 note_failure=lambda attempt, _: self.noted.append(attempt),
                 stock=lambda _process, _node: None,
-                most=lambda room, _: min(room, self.spec.scale.workers + self.spec.scale.spares),
+                most=lambda room, *_: min(room, self.spec.scale.workers + self.spec.scale.spares),
+                hold=lambda _: None,
             ),
         )
 
@@ -72,7 +73,9 @@ class Stage:
     def bring(self, *names: str, leaves_at_s: float | None = None) -> None:
         """Nodes that answer, each with room for one worker."""
         for name in names:
-            self.nodes[name] = Node(id=name, address=name, port=1, slots=1, leaves_at_s=leaves_at_s)
+            self.nodes[name] = Node(
+                id=name, address=name, port=1, slots=1, capacity=1, leaves_at_s=leaves_at_s
+            )
 
     def park(self, *names: str) -> None:
         """Processes of an old group, ready for the next one."""

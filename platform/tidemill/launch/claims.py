@@ -15,6 +15,8 @@ from tidemill.plan.sizing import Claim, fair_shares
 from tidemill.spec.scale import ScaleSpec
 
 RENEW_S = 1.0
+YIELD_S = 1.5
+"""Seconds for which a run is above its share before it gives something back."""
 STALE_S = 15.0
 """Age of a claim whose run is gone, the difference of clocks included."""
 
@@ -68,40 +70,60 @@ class Claims:
         self._read = read
         self._clock = clock
         self._since_s = clock()
-        self._told_s = 0.0
+        self._told: Told | None = None
+        self._above_s: float | None = None
 
-    def most(self, slots: int, held: int) -> int:
+    def most(self, slots: int, capacity: int, held: int) -> int:
         """Most workers the run may have now, its spares included.
 
         Args:
             slots: Workers it has room for, beside what others hold.
+            capacity: Workers it would have room for if nobody else held anything.
             held: Processes it has.
         """
-        scale, now_s = self._scale, self._clock()
-        ours = Told(
-            run=self._run,
-            least=scale.least,
-            most=scale.workers + scale.spares,
-            weight=scale.weight,
-            held=held,
-            since_s=self._since_s,
-            at_s=now_s,
-        )
-        if now_s - self._told_s > RENEW_S:
-            self._write(json.dumps(asdict(ours)))
-            self._told_s = now_s
+        self._tell(held)
+        now_s = self._clock()
         others = [told for told in map(_decode, self._read()) if told.run != self._run]
         living = [told for told in others if now_s - told.at_s < STALE_S]
-        everybody = sorted([ours, *living], key=lambda told: (told.since_s, told.run))
+        everybody = sorted([self._ours(held), *living], key=lambda told: (told.since_s, told.run))
         shares = fair_shares(
-            slots + sum(told.held for told in living),
+            min(capacity, slots + sum(told.held for told in living)),
             {
                 told.run: Claim(least=told.least, most=told.most, weight=told.weight)
                 for told in everybody
             },
         )
         # Whoever is here already keeps what it cannot do without.
-        return max(shares[self._run], min(held, scale.least))
+        share = max(shares[self._run], min(held, self._scale.least))
+        if share >= held:
+            self._above_s = None
+            return share
+        # What others hold and what they say they do differ for a moment when they change.
+        self._above_s = now_s if self._above_s is None else self._above_s
+        return share if now_s - self._above_s > YIELD_S else held
+
+    def hold(self, count: int) -> None:
+        """Tell the others of processes that are about to start, before they take what is free."""
+        if self._told is None or self._told.held < count:
+            self._tell(count)
+
+    def _tell(self, held: int) -> None:
+        told, now_s = self._told, self._clock()
+        if told is None or told.held != held or now_s - told.at_s > RENEW_S:
+            self._told = self._ours(held)
+            self._write(json.dumps(asdict(self._told)))
+
+    def _ours(self, held: int) -> Told:
+        scale = self._scale
+        return Told(
+            run=self._run,
+            least=scale.least,
+            most=scale.workers + scale.spares,
+            weight=scale.weight,
+            held=held,
+            since_s=self._since_s,
+            at_s=self._clock(),
+        )
 
     def close(self) -> None:
         """Want nothing any more."""

@@ -30,6 +30,7 @@ class Node:
         address: Of its raylet.
         port: Of its raylet.
         slots: Workers that fit beside what others hold there.
+        capacity: Workers that would fit if nobody else held anything.
         leaves_at_s: When it goes, seconds since the epoch; 0 if unknown, None if it stays.
     """
 
@@ -37,6 +38,7 @@ class Node:
     address: str
     port: int
     slots: int
+    capacity: int
     leaves_at_s: float | None = None
 
 
@@ -69,22 +71,27 @@ def usable(
         if not answered:
             continue
         key = node["NodeID"]
-        ours = held.get(key, 0)
-        slots = min(
-            int((free.get(key, {}).get(name, 0.0) + ours * amount + ENOUGH) // amount)
-            for name, amount in need.items()
-            if amount > 0
-        )
-        if slots > 0:
+        capacity = _fits(need, node["Resources"])
+        if capacity > 0:
             leaves = draining.get(key)
             found[key] = Node(
                 id=key,
                 address=node["NodeManagerAddress"],
                 port=node["NodeManagerPort"],
-                slots=slots,
+                slots=_fits(need, free.get(key, {}), held.get(key, 0)),
+                capacity=capacity,
                 leaves_at_s=None if leaves is None else leaves / 1000,
             )
     return found
+
+
+def _fits(need: Mapping[str, float], there: Mapping[str, float], ours: int = 0) -> int:
+    """Workers for which resources suffice, with what `ours` of them hold already."""
+    return min(
+        int((there.get(name, 0.0) + ours * amount + ENOUGH) // amount)
+        for name, amount in need.items()
+        if amount > 0
+    )
 
 
 def answers_now(node: Mapping[str, Any]) -> bool:

@@ -60,7 +60,9 @@ class Hands:
         tell: Lets a process record an event.
         note_failure: Writes into the log of an attempt that it failed, and why.
         stock: Has a node keep a process ready, like that of a worker.
-        most: Most processes the run may have, given what it has room for and what it has.
+        most: Most processes the run may have, given what it has room for, what it had room for if
+            it were alone, and what it has.
+        hold: Says that it is about to have so many.
     """
 
     look: Callable[[Mapping[str, int]], dict[str, Node]]
@@ -69,7 +71,8 @@ class Hands:
     tell: Callable[[Process, EventKind, dict[str, Any]], None]
     note_failure: Callable[[int, TidemillError], None]
     stock: Callable[[Process, Node], None]
-    most: Callable[[int, int], int]
+    most: Callable[[int, int, int], int]
+    hold: Callable[[int], None]
 
 
 class Steward:
@@ -115,6 +118,8 @@ class Steward:
         scale = self._spec.scale
         self.timeline.note(lost=sorted(self._left - self._nodes.keys()))
         chosen = form(self._places(), scale.least, min(self._allowed(), scale.workers))
+        if chosen:
+            self._hands.hold(size_of(chosen))
         self.timeline.mark("decide" if chosen else "place")
         self.chosen = chosen or {}
         return chosen
@@ -244,8 +249,12 @@ class Steward:
 
     def _allowed(self) -> int:
         """Most processes that the run may have now, its spares included."""
-        room = sum(node.slots for node in self._nodes.values() if node.leaves_at_s is None)
-        return self._hands.most(room, len(self.group) + self._pool.nodes.total())
+        staying = [node for node in self._nodes.values() if node.leaves_at_s is None]
+        return self._hands.most(
+            sum(node.slots for node in staying),
+            sum(node.capacity for node in staying),
+            len(self.group) + self._pool.nodes.total(),
+        )
 
     def _has_parked(self, vitals: Mapping[int, Vitals | None]) -> bool:
         return all(told is not None and told.phase is Phase.parked for told in vitals.values())
@@ -286,9 +295,10 @@ class Steward:
     def _stock(self) -> None:
         """Prepare for the loss of a worker whose node stays."""
         if time.monotonic() - self._began_s > SETTLE_S:
-            for node in [node for key, node in self._nodes.items() if key not in self._stocked]:
-                self._stocked.add(node.id)
-                self._hands.stock(self.group[0], node)
+            for key, node in self._nodes.items():
+                if node.slots and key not in self._stocked:
+                    self._stocked.add(key)
+                    self._hands.stock(self.group[0], node)
 
     def _ask_all(self, change: Reform) -> None:
         log.info(

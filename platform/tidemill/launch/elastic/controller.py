@@ -123,9 +123,8 @@ class KeptController(TrainController):
             tell=lambda process, kind, fields: process.actor.tell.remote(kind, fields),
             note_failure=functools.partial(note_retried, locate(spec.storage) / spec.name),
             stock=stock if scaling.on_cluster else lambda _process, _node: None,
-            most=claims.most
-            if claims
-            else lambda _room, _held: spec.scale.workers + spec.scale.spares,
+            most=claims.most if claims else lambda *_: spec.scale.workers + spec.scale.spares,
+            hold=claims.hold if claims else lambda _: None,
         )
         steward = Steward(spec, pool, hands)
         self._judged: JudgedFailures = options["failure_policy"]
