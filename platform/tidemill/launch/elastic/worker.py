@@ -102,7 +102,9 @@ class MeetingBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """See `Backend.on_start`."""
         workers = worker_group.get_workers()
-        meeting = ray.get(workers[0].actor.open_meeting.remote()) | {
+        place: Any = ray.get(workers[0].actor.open_meeting.remote())
+        meeting = {
+            **place,
             "backend": backend_config.backend,
             "timeout_s": backend_config.timeout_s,
         }
