@@ -83,6 +83,7 @@ def play(mean_s: float, spares: int, lasts_s: float) -> dict[str, Any]:
                 ended_s = began_s + lasts_s
                 driver.send_signal(signal.SIGTERM)
                 code = driver.wait(PATIENCE_S)
+        errors = (place / "stderr.txt").read_text()
         audit = open_door("audit", "run=stress", cwd=place)
         curve = curve_of(run)
         (alone,) = run_world(undisturbed, 1, str(place), run, len(curve), env={"STEP_PAUSE_S": "0"})
@@ -101,7 +102,8 @@ def play(mean_s: float, spares: int, lasts_s: float) -> dict[str, Any]:
         "kills_s": kills,
         "redone": sum(change["redone"] for change in changes),
         "audit": audit.code == 0 and code == 128 + signal.SIGTERM,
-        "said": (audit.out + audit.err)[-1000:],
+        "code": code,
+        "said": (audit.out + audit.err)[-1000:] + errors[-2000:],
         "changes": changes,
     }
     print(f"{mean_s:g} s, {spares} spares: {found['samples_per_s']:.2f} samples/s", flush=True)

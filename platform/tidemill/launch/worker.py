@@ -87,6 +87,7 @@ def _live(spec: RunSpec, config: dict[str, Any], engines: list[Engine]) -> bool:
         context.get_world_size(),
         KEPT.rejoin["meeting"],
         KEPT.take_meeting(),
+        KEPT.leaving.is_set,
     )
     world = _world(run)
     with (

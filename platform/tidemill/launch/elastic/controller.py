@@ -110,7 +110,8 @@ class KeptController(TrainController):
         def spawn(node: str) -> tuple[Any, Any]:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             actor = remote.options(scheduling_strategy=there).remote()
-            return actor, actor.warm_up.remote(context.train_loop_config)
+            ready = actor.warm_up.remote(context.train_loop_config, options["train_fn_ref"])
+            return actor, ready
 
         pool = Pool(spawn, spec.scale.recycle_after)
         claims = None

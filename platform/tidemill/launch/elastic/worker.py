@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.train.torch import TorchConfig
@@ -18,6 +18,9 @@ from ray.train.v2._internal.execution.worker_group.worker import (
 from tidemill.launch.health import Vitals
 from tidemill.spec.progress import EventKind
 
+if TYPE_CHECKING:
+    from ray.train.v2._internal.util import ObjectRefWrapper
+
 
 @dataclass
 class KeptStatus(WorkerStatus):
@@ -29,10 +32,17 @@ class KeptStatus(WorkerStatus):
 class KeptWorker(RayTrainWorker):
     """A worker whose process goes on from one group to the next."""
 
-    def warm_up(self, config: dict[str, Any]) -> Any:
-        """Do what costs seconds the first time, and say who this is."""
+    def warm_up(self, config: dict[str, Any], train_fn_ref: ObjectRefWrapper[Any]) -> Any:
+        """Do what costs seconds the first time, and say who this is.
+
+        Args:
+            config: Of the training function.
+            train_fn_ref: It; fetched now, because whoever does so just after a loss may ask the
+                lost node, and another one only ten seconds later.
+        """
         from tidemill.launch.kept import prepare
 
+        train_fn_ref.get()
         prepare(config)
         return self.get_metadata()
 
