@@ -26,6 +26,7 @@ from ray.train.v2._internal.execution.worker_group.worker import (
     Worker,
     WorkerStatus,
 )
+from ray.train.v2._internal.util import ObjectRefWrapper
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -59,6 +60,8 @@ def test_ray_is_pinned_exactly() -> None:
         (FailurePolicy, "make_decision", ["self", "training_failed_error"]),
         (ElasticScalingPolicy, "_get_resize_decision", ["self", "num_workers"]),
         (ElasticScalingPolicy, "_maybe_send_resource_request", ["self"]),
+        (ElasticScalingPolicy, "_get_num_workers_for_resource_request", ["self"]),
+        (ObjectRefWrapper, "get", ["self"]),
         (ElasticScalingPolicy, "after_controller_start", ["self", "train_run_context"]),
         (
             ElasticScalingPolicy,

@@ -93,6 +93,15 @@ def test_what_can_be_bad_luck_must_happen_three_times(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("fault", LOST)
+def test_bad_luck_on_the_way_back_is_none_of_the_run(fault: Fault) -> None:
+    """Whoever lost all state begins far back, and may be lost there as well."""
+    lost = TrainingError("rank 1 was lost")
+    steps = (250, 30, 90, 120, 60)
+    assert all(goes_on(*[(lost, step, fault) for step in steps]))
+    assert goes_on(*[(lost, step, fault) for step in (250, 249, 30, 250)])[3] is False
+
+
+@pytest.mark.parametrize("fault", LOST)
 def test_what_is_lost_on_the_way_to_a_step_says_nothing_about_the_step(fault: Fault) -> None:
     judge, lost = Judge(-1), TrainingError("rank 1 was lost")
     judge.judge(lost, 7, fault)

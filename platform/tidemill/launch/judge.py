@@ -7,7 +7,6 @@ an exception repeats itself exactly, a machine may be lost twice by chance.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -69,7 +68,7 @@ class Judge:
         self._allowed = max_failures
         self._furthest = 0
         self._row = 0
-        self._seen: Counter[str] = Counter()
+        self._seen: list[tuple[str, int]] = []
 
     def judge(
         self, error: TidemillError, step: int | None, fault: Fault, *, trained: bool = True
@@ -96,16 +95,19 @@ class Judge:
             # A mistake in a model or a path, and no machine's: told as it is.
             return Verdict(HopelessError(str(error), details, rank), self._row)
         way = _way(error, fault)
-        self._seen[way] += trained or fault in {Fault.error, Fault.oom}
-        reason = self._reason(fault, self._seen[way])
+        if trained or fault in {Fault.error, Fault.oom}:
+            self._seen.append((way, reached))
+        # A lost machine is heard of in the step it was lost in, or in the next one.
+        times = sum(way == seen and abs(reached - step) <= 1 for seen, step in self._seen)
+        reason = self._reason(fault, times, reached)
         if reason is None:
             return Verdict(None, self._row)
         told = f"{reason}: {error}{_advice(error, fault)}"
         return Verdict(HopelessError(told, details, rank), self._row)
 
-    def _reason(self, fault: Fault, times: int) -> str | None:
+    def _reason(self, fault: Fault, times: int, step: int) -> str | None:
         """Why to stop; None to go on."""
-        where = f"at step {self._furthest}" if self._furthest else "in or before its first step"
+        where = f"at step {step}" if step else "in or before its first step"
         if times >= TIMES[fault]:
             return f"failed {_often(times)} in the same way {where}"
         if not self._furthest and self._row >= WITHOUT_A_STEP:
