@@ -21,6 +21,7 @@ from tidemill.report.events import read_events
 from tidemill.spec.progress import EventKind
 from tidemill.storage import Location
 
+pytestmark = pytest.mark.slow
 STEPS = 3000
 """So many that growing always pays; the run is stopped long before."""
 PATIENCE_S = 120.0
@@ -165,7 +166,6 @@ def test_runs_share_a_cluster_by_their_weights(place: Path, cluster: Nodes) -> N
     assert causes == ["share", "grow"]
 
 
-@pytest.mark.slow
 def test_a_hundred_groups_leave_nothing_behind(place: Path, cluster: Nodes) -> None:
     with started(place, cluster, "many", 2, "scale.max_failures=-1") as run:
         run.train_at(2)
