@@ -166,6 +166,7 @@ def test_runs_share_a_cluster_by_their_weights(place: Path, cluster: Nodes) -> N
     assert causes == ["share", "grow"]
 
 
+@pytest.mark.timeout(1800)
 def test_a_hundred_groups_leave_nothing_behind(place: Path, cluster: Nodes) -> None:
     with started(place, cluster, "many", 2, "scale.max_failures=-1") as run:
         run.train_at(2)
