@@ -13,11 +13,12 @@ from tidemill.errors import TidemillError
 from tidemill.launch import pool as pool_module
 from tidemill.launch import steward as module
 from tidemill.launch.failure import CondemnedError
+from tidemill.launch.hands import Hands
 from tidemill.launch.health import Vitals
 from tidemill.launch.judge import Fault
 from tidemill.launch.nodes import Node
 from tidemill.launch.pool import Pool, Process
-from tidemill.launch.steward import LOOK_S, SETTLE_S, Hands, Steward
+from tidemill.launch.steward import LOOK_S, SETTLE_S, Steward
 from tidemill.spec.progress import EventKind
 from tidemill.train.pulse import Phase
 

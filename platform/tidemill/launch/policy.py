@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tidemill.launch.nodes import Node
+
 Formation = dict[str, int]
 """Workers by node."""
 
@@ -59,6 +61,37 @@ class Reform:
 def size_of(formation: Mapping[str, int]) -> int:
     """Workers in all."""
     return sum(formation.values())
+
+
+def places_of(
+    nodes: Iterable[Node],
+    current: Mapping[str, int],
+    pooled: Mapping[str, int],
+    warm: Mapping[str, int],
+) -> list[Place]:
+    """What nodes offer, those with processes first, so that these are chosen first.
+
+    Args:
+        nodes: All that can be used.
+        current: Workers of the group by node.
+        pooled: Processes in no group by node.
+        warm: How many of these would join at once.
+    """
+    places = [
+        Place(
+            node=node.id,
+            slots=node.slots,
+            warm=warm.get(node.id, 0) + current.get(node.id, 0),
+            leaving=node.leaves_at_s is not None,
+        )
+        for node in nodes
+    ]
+
+    def order(place: Place) -> tuple[int, int, int, str]:
+        key = place.node
+        return -current.get(key, 0), -place.warm, -pooled.get(key, 0), key
+
+    return sorted(places, key=order)
 
 
 def form(places: Iterable[Place], least: int, most: int) -> Formation | None:

@@ -10,16 +10,26 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidemill.errors import TidemillError
 from tidemill.launch.failure import diagnose
+from tidemill.launch.hands import Hands
 from tidemill.launch.health import Vitals
 from tidemill.launch.judge import Fault, Judge
 from tidemill.launch.nodes import Node
-from tidemill.launch.policy import Cause, Formation, Place, Reform, ahead, form, reform, size_of
+from tidemill.launch.policy import (
+    Cause,
+    Formation,
+    Place,
+    Reform,
+    ahead,
+    form,
+    places_of,
+    reform,
+    size_of,
+)
 from tidemill.launch.pool import Pool, Process
 from tidemill.launch.timeline import Timeline
 from tidemill.launch.watch import Watch
@@ -46,33 +56,6 @@ CAUSES = {
 }
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hands:
-    """What a steward can do to the outside.
-
-    Attributes:
-        look: Which nodes could be used, given the run's workers by node.
-        ask_to_leave: Tells a process to end its group's work at the next step's boundary, and
-            whether it is wanted afterwards.
-        ask_to_save: Tells a process to ask for a checkpoint.
-        tell: Lets a process record an event.
-        note_failure: Writes into the log of an attempt that it failed, and why.
-        stock: Has a node keep a process ready, like that of a worker.
-        most: Most processes the run may have, given what it has room for, what it had room for if
-            it were alone, and what it has.
-        hold: Says that it is about to have so many.
-    """
-
-    look: Callable[[Mapping[str, int]], dict[str, Node]]
-    ask_to_leave: Callable[[Process, bool], None]
-    ask_to_save: Callable[[Process], None]
-    tell: Callable[[Process, EventKind, dict[str, Any]], None]
-    note_failure: Callable[[int, TidemillError], None]
-    stock: Callable[[Process, Node], None]
-    most: Callable[[int, int, int], int]
-    hold: Callable[[int], None]
 
 
 class Steward:
@@ -226,26 +209,8 @@ class Steward:
         self._pool.gather()
 
     def _places(self) -> list[Place]:
-        """Nodes with processes first, so that these are chosen first."""
-        current, pooled, warm = self._current, self._pool.nodes, self._pool.warm
-        places = [
-            Place(
-                node=node.id,
-                slots=node.slots,
-                warm=warm[node.id] + current[node.id],
-                leaving=node.leaves_at_s is not None,
-            )
-            for node in self._nodes.values()
-        ]
-        return sorted(
-            places,
-            key=lambda place: (
-                -current[place.node],
-                -place.warm,
-                -pooled[place.node],
-                place.node,
-            ),
-        )
+        pool = self._pool
+        return places_of(self._nodes.values(), self._current, pool.nodes, pool.warm)
 
     def _allowed(self) -> int:
         """Most processes that the run may have now, its spares included."""

@@ -5,12 +5,9 @@ A worker is a function of (spec, world, last state). Start, restart and resume a
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import time
-import traceback
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import ray.train
@@ -22,13 +19,13 @@ from tidemill.checkpoint.manifest import Header
 from tidemill.checkpoint.retention import Keep
 from tidemill.checkpoint.store import CLOSE_WAIT_S, Store
 from tidemill.data.corpus import Corpus, open_stream
-from tidemill.errors import TidemillError, TrainingError, forget_frames
+from tidemill.errors import forget_frames
 from tidemill.launch.beginning import Beginning
-from tidemill.launch.failure import one_line
 from tidemill.launch.kept import KEPT, Announced
 from tidemill.launch.metrics import MeteredRecorder
 from tidemill.launch.near import NearMemory
 from tidemill.launch.stop import StopWatch
+from tidemill.launch.surroundings import event_log, last_words, stop_watch
 from tidemill.launch.vaults import run_key
 from tidemill.plan.batch import make_batch_plan
 from tidemill.report.events import EventLog, next_attempt
@@ -91,9 +88,9 @@ def _live(spec: RunSpec, config: dict[str, Any], engines: list[Engine]) -> bool:
     )
     world = _world(run)
     with (
-        _told(world),
-        _logging(run, world) as log,
-        _watching(run, config["launch"], world) as stop,
+        last_words(world),
+        event_log(run, world) as log,
+        stop_watch(run, config["launch"], world) as stop,
     ):
         corpus = Corpus(**config["corpus"])
         return _train(
@@ -261,41 +258,3 @@ def _world(run: Location) -> World:
         device=device,
         attempt=attempt,
     )
-
-
-@contextlib.contextmanager
-def _told(world: World) -> Iterator[None]:
-    """Send a failure to the driver with all of its traceback; Ray would cut it short."""
-    try:
-        yield
-    except TidemillError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a rank's last word, whatever it is
-        summary = f"rank {world.rank} failed: {one_line(error)}"
-        raise TrainingError(summary, traceback.format_exc(), world.rank) from None
-
-
-@contextlib.contextmanager
-def _logging(run: Location, world: World) -> Iterator[EventLog | None]:
-    """Rank 0's event log; of a failure the controller knows more, and writes it there."""
-    if world.rank != 0:
-        yield None
-        return
-    log = EventLog(run, world.attempt)
-    try:
-        yield log
-    finally:
-        log.close()
-
-
-@contextlib.contextmanager
-def _watching(run: Location, launch: int, world: World) -> Iterator[StopWatch | None]:
-    """Rank 0's watch for a stop request; the others hear of it when ranks agree on a step."""
-    if world.rank != 0:
-        yield None
-        return
-    watch = StopWatch(run, launch)
-    try:
-        yield watch
-    finally:
-        watch.close()

@@ -25,9 +25,10 @@ from tidemill.launch.elastic.cluster import look, make_claims, stock
 from tidemill.launch.elastic.group import KeptGroup, vitals_of
 from tidemill.launch.elastic.worker import KeptWorker
 from tidemill.launch.follower import note_retried
+from tidemill.launch.hands import Hands
 from tidemill.launch.policy import size_of
 from tidemill.launch.pool import Pool
-from tidemill.launch.steward import Hands, Steward
+from tidemill.launch.steward import Steward
 from tidemill.spec.base import from_plain
 from tidemill.spec.run import RunSpec
 from tidemill.storage import locate
