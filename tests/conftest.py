@@ -1,5 +1,8 @@
 """What every test stands on: no network but this machine, no leftovers, no luck.
 
+With `-n 2` the tests of a whole cluster go one after the other in one process, since two of them
+would starve each other, while the other process has all the rest.
+
 A test that reaches outside meets the error of a machine without a network, so that it fails on
 every machine alike. Everything a session starts inherits a mark in its environment, which finds
 what it left running even after its parent died.
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import psutil
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 MARK = "TIDEMILL_TEST_SESSION"
 PATIENCE_S = 20.0  # for processes that were asked to stop and are still about it
+SYSTEM = "tests/system/"
 RUN_OUTPUTS = ("runs", "outputs", "multirun")  # where doors write unless told otherwise
 
 # Before anything imports Ray, which reads its environment once. Ray's own directory is short
@@ -41,6 +46,8 @@ os.environ |= {
     "RAY_TMPDIR": tempfile.mkdtemp(prefix="mill-", dir="/tmp"),
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+os.environ.pop("COLUMNS", None)  # the width of whatever terminal the tests were started in
 
 # The same examples every time and no deadline: a slow machine is not a failed test.
 hypothesis.settings.register_profile("house", derandomize=True, deadline=None, database=None)
@@ -114,6 +121,25 @@ def _fenced() -> Iterator[None]:
         for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
             patch.setattr(socket, name, FENCE.guard_lookup(getattr(socket, name)))
         yield
+
+
+class SystemTestsInARow(LoadFileScheduling):
+    """Hands out test files, those of a whole cluster together and first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return SYSTEM if nodeid.startswith(SYSTEM) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SystemTestsInARow:
+    """Keep the order of the collection below, instead of that of the files' sizes."""
+    config.option.loadscopereorder = False
+    return SystemTestsInARow(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, where something else can run beside it."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(SYSTEM))
 
 
 def pytest_collection_finish() -> None:
