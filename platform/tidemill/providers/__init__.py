@@ -1,0 +1,1 @@
+"""Room of the vendors: each behind one protocol, in one file, over one HTTP core."""
