@@ -7,7 +7,9 @@ import pytest
 from tidemill.providers.prices import believe, believe_spot
 
 
-@pytest.mark.parametrize("stated", [0, 0.0, "0", "0.00", "", None, -1, "-0.2", "nan", "inf", "ask"], ids=repr)
+@pytest.mark.parametrize(
+    "stated", [0, 0.0, "0", "0.00", "", None, -1, "-0.2", "nan", "inf", "ask"], ids=repr
+)
 def test_what_is_no_number_above_zero_is_missing(stated: float | str | None) -> None:
     assert believe(stated) is None
     assert believe_spot(stated, 1.0) is None
@@ -15,6 +17,7 @@ def test_what_is_no_number_above_zero_is_missing(stated: float | str | None) -> 
 
 def test_a_placeholder_is_missing_but_a_large_machine_is_not() -> None:
     assert believe(700.0) is None
+    assert believe(0.00001) is None
     assert believe(142.416, gpus=8) == 142.416
     assert believe("0.16") == 0.16
 

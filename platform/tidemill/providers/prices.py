@@ -6,8 +6,10 @@ the full price. Such a price is a missing one: a machine is rather not offered t
 
 from __future__ import annotations
 
+LEAST_USD_PER_GPU_HOUR = 0.005
 MOST_USD_PER_GPU_HOUR = 100.0
-"""Above this a price is a placeholder. The dearest seen is 18, a B300 on AWS in 2026-07."""
+"""Outside of these a price is a placeholder. In 2026 the cheapest seen is 0.04, an RTX 3060 on
+Salad, and the dearest 18, a B300 on AWS."""
 SPOT_SHARE = 0.98
 """From this share of the full price on, a spot price says that there is no spot market."""
 
@@ -20,13 +22,13 @@ def believe(stated: float | str | None, gpus: int = 1) -> float | None:
         gpus: GPUs that it is for.
 
     Returns:
-        Dollars an hour; None if it is not above 0, absurd, or not a number at all.
+        Dollars an hour; None if it is 0 or less, absurd, or not a number at all.
     """
     try:
         usd = float(stated or 0)
     except ValueError:
         return None
-    return usd if 0 < usd < MOST_USD_PER_GPU_HOUR * gpus else None
+    return usd if LEAST_USD_PER_GPU_HOUR <= usd / gpus <= MOST_USD_PER_GPU_HOUR else None
 
 
 def believe_spot(stated: float | str | None, full_usd: float | None, gpus: int = 1) -> float | None:
