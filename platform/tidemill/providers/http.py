@@ -15,15 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
-from http import HTTPStatus
 from typing import Any, TypeVar
 
 import httpx
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tidemill import __version__
-from tidemill.errors import TidemillError
+from tidemill.providers.trouble import ProviderError, Trouble, trouble_of
 
 TRIES = 4
 PAUSE_S = 0.4
@@ -42,62 +40,6 @@ LONGEST_QUOTE = 160
 log = logging.getLogger(__name__)
 
 M = TypeVar("M")
-
-
-class Trouble(StrEnum):
-    """What can be wrong with a vendor's answer."""
-
-    unauthorized = "key refused"
-    forbidden = "not allowed"
-    missing = "not found"
-    throttled = "too many requests"
-    refused = "request refused"
-    down = "server error"
-    unreachable = "no connection"
-    slow = "no answer in time"
-    unreadable = "unreadable answer"
-
-
-REMEDIES = {
-    Trouble.unauthorized: "check its key",
-    Trouble.forbidden: "give the key the rights to read, or check the account",
-    Trouble.missing: "its interface has changed, or its address is wrong",
-    Trouble.throttled: "try again in a minute",
-    Trouble.refused: "its interface has changed",
-    Trouble.down: "try again later",
-    Trouble.unreachable: "check the network",
-    Trouble.slow: "try again later",
-    Trouble.unreadable: "try again, or check what stands between: a proxy, a log-in page",
-}
-
-
-TROUBLES = {
-    301: Trouble.unreadable,
-    302: Trouble.unreadable,
-    401: Trouble.unauthorized,
-    403: Trouble.forbidden,
-    404: Trouble.missing,
-    405: Trouble.missing,
-    410: Trouble.missing,
-    429: Trouble.throttled,
-}
-
-
-class ProviderError(TidemillError):
-    """A vendor did not answer, or not in its own words.
-
-    Args:
-        provider: Its name.
-        trouble: What kind of thing went wrong.
-        detail: What exactly, without secrets.
-    """
-
-    def __init__(self, provider: str, trouble: Trouble, detail: str) -> None:
-        super().__init__(f"{provider}: {trouble} ({detail}); {REMEDIES[trouble]}")
-        self.provider = provider
-        self.trouble = trouble
-        self.detail = detail
-        self.remedy = REMEDIES[trouble]
 
 
 class Wire(BaseModel):
@@ -283,7 +225,7 @@ class Api:
 
     def _failure(self, answer: httpx.Response, said: str, asked: str) -> Exception:
         code = answer.status_code
-        trouble = _trouble_of(code, said)
+        trouble = trouble_of(code, said)
         error = self._error(trouble, f"{asked}: {code} {said}".strip())
         if code in AGAIN or (answer.is_success and trouble is Trouble.throttled):
             return _AgainError(error, _retry_after(answer.headers.get("retry-after", "")))
@@ -308,16 +250,6 @@ class _AgainError(Exception):
         super().__init__(str(told))
         self.told = told
         self.after_s = after_s
-
-
-def _trouble_of(code: int, said: str) -> Trouble:
-    if code < HTTPStatus.MULTIPLE_CHOICES:  # an error in the clothes of a success: words are all
-        inner = re.search(r"\b[45]\d\d\b", said)
-        frequent = re.search(r"too (many|frequent)", said, re.IGNORECASE)
-        code = HTTPStatus.TOO_MANY_REQUESTS if frequent else int(inner[0]) if inner else 0
-    if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Trouble.down
-    return TROUBLES.get(code, Trouble.refused)
 
 
 def _retry_after(value: str) -> float | None:

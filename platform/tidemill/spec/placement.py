@@ -72,8 +72,8 @@ class PlacementSpec(Spec):
         regions: Beginnings of regions, e.g. `us-east`; empty means all.
         countries: Two-letter codes of the countries, or `eu`, that data may be in; empty means all.
         network: Slowest connection between machines, if there is more than one.
-        min_reliability: Least share of time that a machine was up, where its provider states it;
-            a machine of a marketplace that does not is refused, unless this is 0.
+        min_reliability: Least share of time that a machine was up; where that is not stated, only
+            0 lets a machine of tier `community` pass.
         min_capability: Least CUDA compute capability; bf16 needs 8.0 in any case.
         disk_gib: Disk of each machine besides image and data.
         image_gib: Container image to fetch before a machine can work.
@@ -90,7 +90,7 @@ class PlacementSpec(Spec):
     regions: list[str] = field(default_factory=list[str])
     countries: list[str] = field(default_factory=list[str])
     network: Network = Network.private
-    min_reliability: float = 0.95
+    min_reliability: float = 0.0
     min_capability: float = 0.0
     disk_gib: float = 50.0
     image_gib: float = 8.0
