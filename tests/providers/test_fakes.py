@@ -16,7 +16,9 @@ from werkzeug import Response
 
 from tests.kit.fakes.azure import FakeAzure
 from tests.kit.fakes.fluidstack import FakeFluidStack
+from tests.kit.fakes.gcp import FakeGcp
 from tests.kit.fakes.lambda_cloud import FakeLambda
+from tests.kit.fakes.puzl import FakePuzl
 from tests.kit.fakes.runpod import FakeRunPod
 from tests.kit.fakes.salad import FakeSalad
 from tests.kit.fakes.server import Fake, load_spec
@@ -27,7 +29,9 @@ BEARER = {"Authorization": f"Bearer {Fake.KEY}"}
 FAKES: tuple[tuple[type[Any], Mapping[str, str]], ...] = (
     (FakeAzure, {}),
     (FakeFluidStack, BEARER),
+    (FakeGcp, {"X-Goog-Api-Key": Fake.KEY}),
     (FakeLambda, BEARER),
+    (FakePuzl, BEARER),
     (FakeRunPod, BEARER),
     (FakeSalad, {"Salad-Api-Key": Fake.KEY}),
     (FakeTensorDock, BEARER),

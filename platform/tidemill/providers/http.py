@@ -11,6 +11,7 @@ import json
 import logging
 import random
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -80,6 +81,7 @@ class Api:
         refusal: Finds the vendor's own words for an error in a decoded answer, also in one that
             came with a good status; None if it is not one.
         transport: Where requests go instead of the network.
+        trust: Whom to believe that they are the vendor; None for the usual authorities.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Api:
         apart_s: Mapping[str, float] | None = None,
         refusal: Callable[[Any], str | None] = lambda _: None,
         transport: httpx.BaseTransport | None = None,
+        trust: ssl.SSLContext | None = None,
     ) -> None:
         self.provider = provider
         self._secrets = tuple(secret for secret in secrets if len(secret) >= SHORTEST_SECRET)
@@ -103,6 +106,7 @@ class Api:
             headers=agent | dict(headers or {}),
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
             transport=transport,
+            verify=trust or True,
             follow_redirects=False,  # a key would go along to wherever that leads
             trust_env=transport is None,
         )
