@@ -16,7 +16,7 @@ from tests.providers.contract import LASTING, ProviderContract
 from tidemill.plan.offers import Demand
 from tidemill.providers.aws import REGIONS, Aws
 from tidemill.providers.base import Provider, UnusableError
-from tidemill.providers.http import ProviderError, Trouble
+from tidemill.providers.trouble import ProviderError, Trouble
 from tidemill.spec.placement import Network, Tier
 
 LOADER = create_loader()

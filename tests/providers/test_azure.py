@@ -11,7 +11,7 @@ from tests.providers.contract import ProviderContract
 from tidemill.plan.offers import Demand
 from tidemill.providers.azure import Azure
 from tidemill.providers.base import Provider
-from tidemill.providers.http import ProviderError, Trouble
+from tidemill.providers.trouble import ProviderError, Trouble
 from tidemill.spec.placement import Network, Tier
 
 

@@ -12,8 +12,8 @@ from tidemill.plan.offers import Demand
 from tidemill.providers import gcp
 from tidemill.providers.base import Provider
 from tidemill.providers.gcp import PARTS, Gcp
-from tidemill.providers.http import ProviderError, Trouble
 from tidemill.providers.sizes import sizes_for
+from tidemill.providers.trouble import ProviderError, Trouble
 from tidemill.spec.placement import Network, Tier
 
 

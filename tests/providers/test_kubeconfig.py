@@ -21,9 +21,9 @@ from tests.kit.fakes.puzl import NAMESPACE, FakePuzl
 from tidemill.plan.offers import Demand
 from tidemill.providers import http
 from tidemill.providers.base import UnusableError
-from tidemill.providers.http import ProviderError, Trouble
 from tidemill.providers.kubeconfig import read_kubeconfig
 from tidemill.providers.puzl import Puzl
+from tidemill.providers.trouble import ProviderError, Trouble
 
 
 def make_certificate(folder: Path) -> tuple[str, str]:

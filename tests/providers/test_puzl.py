@@ -13,8 +13,8 @@ from tests.kit.fakes.server import Fake, serve
 from tests.providers.contract import ProviderContract
 from tidemill.plan.offers import Demand
 from tidemill.providers.base import Provider, UnusableError
-from tidemill.providers.http import ProviderError, Trouble
 from tidemill.providers.puzl import Puzl
+from tidemill.providers.trouble import ProviderError, Trouble
 from tidemill.spec.placement import Network, Tier
 
 

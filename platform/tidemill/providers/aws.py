@@ -1,5 +1,7 @@
 """AWS: what EC2 sells in each region, its spot prices, and the price list for the rest.
 
+Every region is a service of its own, so all are asked at once.
+
 Source: EC2 2016-11-15 and Pricing 2017-10-15, as in the service models of botocore 1.44.
 """
 
@@ -7,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from statistics import median_low
 from typing import ClassVar, Self
 
@@ -144,27 +148,29 @@ class Aws:
         sizes = {size.id: size for size in sizes_for(self.name, demand)}
         if not sizes:
             return []
-        full = self._full_prices(sizes)
-        found: list[Offer] = []
-        for region in self._regions:
-            sold = self._sold(region, sizes)
-            spot = self._spot_prices(region, sold) if sold else {}
-            for size in sold.values():
-                found += offers_of(
-                    size,
+        with ThreadPoolExecutor(len(self._regions) + 1, thread_name_prefix=self.name) as pool:
+            listed = pool.submit(self._full_prices, sizes)
+            sold = pool.map(partial(self._sold, sizes=sizes), self._regions)
+            full = listed.result()
+            return [
+                offer
+                for region, spot in zip(self._regions, sold, strict=True)
+                for name, spot_usd in spot.items()
+                for offer in offers_of(
+                    sizes[name],
                     region,
-                    full_usd=full.get((size.id, region)),
-                    spot_usd=spot.get(size.id),
+                    full_usd=full.get((name, region)),
+                    spot_usd=spot_usd,
                     source=SOURCE,
                 )
-        return found
+            ]
 
     def close(self) -> None:
         """See `Provider.close`."""
         self._api.close()
 
-    def _sold(self, region: str, sizes: Mapping[str, Size]) -> dict[str, Size]:
-        """What of `sizes` a region has at all."""
+    def _sold(self, region: str, sizes: Mapping[str, Size]) -> dict[str, float | None]:
+        """What of `sizes` a region has at all, each with its spot price if there is one."""
         pages = self._api.pages(
             "ec2",
             region,
@@ -174,7 +180,9 @@ class Aws:
             Filters=[{"Name": "instance-type", "Values": list(sizes)}],
         )
         had = {offering.size for page in pages for offering in page.offerings}
-        return {name: size for name, size in sizes.items() if name in had}
+        sold = {name: size for name, size in sizes.items() if name in had}
+        spot = self._spot_prices(region, sold) if sold else {}
+        return {name: spot.get(name) for name in sold}
 
     def _spot_prices(self, region: str, sizes: Mapping[str, Size]) -> dict[str, float]:
         """By size; of several zones the middle price, as one that stands out is soon sold out."""

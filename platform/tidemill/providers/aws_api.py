@@ -8,8 +8,8 @@ needed, and nothing of it leaves this module: pages come out as typed models, it
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
-from http import HTTPStatus
 from importlib import import_module
 from typing import Any, Self, TypeVar
 
@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from tidemill import __version__
 from tidemill.providers import http
 from tidemill.providers.base import UnusableError
-from tidemill.providers.http import TROUBLES, ProviderError, Trouble, Wire
+from tidemill.providers.http import Wire
+from tidemill.providers.trouble import ProviderError, Trouble, trouble_of
 
 REMEDY = "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
 
@@ -58,6 +59,7 @@ class AwsApi:
         self._session = session
         self._url = url
         self._clients: dict[tuple[str, str], Any] = {}
+        self._making = threading.Lock()  # clients may be shared by threads, making them may not
         self._errors: Any = import_module("botocore.exceptions")
         self._parsers: Any = import_module("botocore.parsers")
 
@@ -135,21 +137,22 @@ class AwsApi:
             client.close()
 
     def _client(self, service: str, region: str) -> Any:
+        config: Any = import_module("botocore.config")
         place = (service, region)
-        if place not in self._clients:
-            config: Any = import_module("botocore.config")
-            self._clients[place] = self._session.client(
-                service,
-                region_name=region,
-                endpoint_url=self._url,
-                config=config.Config(
-                    connect_timeout=http.CONNECT_S,
-                    read_timeout=http.SILENCE_S,
-                    retries={"mode": "standard", "total_max_attempts": http.TRIES},
-                    user_agent_extra=f"tidemill/{__version__}",
-                ),
-            )
-        return self._clients[place]
+        with self._making:
+            if place not in self._clients:
+                self._clients[place] = self._session.client(
+                    service,
+                    region_name=region,
+                    endpoint_url=self._url,
+                    config=config.Config(
+                        connect_timeout=http.CONNECT_S,
+                        read_timeout=http.SILENCE_S,
+                        retries={"mode": "standard", "total_max_attempts": http.TRIES},
+                        user_agent_extra=f"tidemill/{__version__}",
+                    ),
+                )
+            return self._clients[place]
 
     def _explained(self, error: Exception, where: str) -> ProviderError:
         said = " ".join(self._hide(str(error)).split())[: http.LONGEST_QUOTE]
@@ -160,10 +163,8 @@ class AwsApi:
         match error:
             case known.ClientError():
                 code: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-                otherwise = TROUBLES.get(code, Trouble.refused)
-                if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                    otherwise = Trouble.down
-                return CODES.get(error.response.get("Error", {}).get("Code", ""), otherwise)
+                word: str = error.response.get("Error", {}).get("Code", "")
+                return CODES.get(word) or trouble_of(code, word)
             case known.ConnectTimeoutError() | known.ReadTimeoutError():
                 return Trouble.slow
             case known.ConnectionError() | known.HTTPClientError():

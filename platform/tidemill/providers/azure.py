@@ -16,8 +16,9 @@ from pydantic import Field
 
 from tidemill.plan.offers import Demand, Offer
 from tidemill.providers.base import Capabilities, Kind, Status
-from tidemill.providers.http import Api, ProviderError, Trouble, Wire
+from tidemill.providers.http import Api, Wire
 from tidemill.providers.sizes import Size, offers_of, sizes_for
+from tidemill.providers.trouble import ProviderError, Trouble
 
 URL = "https://prices.azure.com"
 PATH = "/api/retail/prices"

@@ -19,8 +19,9 @@ from pydantic import Field
 
 from tidemill.plan.offers import HOURS_PER_MONTH, Demand, Offer
 from tidemill.providers.base import Capabilities, Kind, Status, require_key
-from tidemill.providers.http import Api, ProviderError, Trouble, Wire
+from tidemill.providers.http import Api, Wire
 from tidemill.providers.sizes import Size, offers_of, sizes_for
+from tidemill.providers.trouble import ProviderError, Trouble
 
 URL = "https://cloudbilling.googleapis.com"
 PATH = "/v1/services/6F81-5844-456A/skus"

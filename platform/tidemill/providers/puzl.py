@@ -19,10 +19,11 @@ from pydantic import Field
 from tidemill.plan.gpus import matches, name_gpu
 from tidemill.plan.offers import Demand, Offer
 from tidemill.providers.base import Capabilities, Kind, Status, UnusableError
-from tidemill.providers.http import Api, ProviderError, Trouble, Wire
+from tidemill.providers.http import Api, Wire
 from tidemill.providers.kubeconfig import Access, read_kubeconfig
 from tidemill.providers.prices import believe
 from tidemill.providers.rates import rates_of
+from tidemill.providers.trouble import ProviderError, Trouble
 from tidemill.spec.placement import Network, Tier
 
 PRICE = "PUZL_USD_PER_GPU_HOUR"
