@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tidemill.compose.mistakes import MISTAKES, checked_overrides, explained, strays, traced
 from tidemill.compose.schemas import CONF, HYDRA, register
-from tidemill.compose.verbs import complete, write_out
+from tidemill.compose.verbs import complete, spell_out, write_out
 from tidemill.errors import SpecError, TidemillError, TrainingError
 from tidemill.spec.base import Spec
 from tidemill.spec.keys import keys_of, unknown_key
@@ -103,6 +103,7 @@ class _Door:
 
     def open(self, arguments: Sequence[str]) -> int:
         """Run every job and return the exit code."""
+        arguments = spell_out(arguments, self.schema)
         try:
             asked = _parsed(arguments)
             flags = [item for item in arguments if item not in asked.overrides]

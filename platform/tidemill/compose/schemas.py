@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tidemill.spec.base import Spec
 from tidemill.spec.doors import AuditSpec, CheckpointsSpec, ExportSpec, GenerateSpec
+from tidemill.spec.fleet import FleetSpec
 from tidemill.spec.replay import ReplaySpec
 from tidemill.spec.run import DdpSpec, DeepSpeedSpec, Fsdp2Spec, RunSpec
 from tidemill.spec.supervise import SuperviseSpec
@@ -48,6 +49,7 @@ SCHEMAS: dict[str, type[Spec]] = {
     "audit": AuditSpec,
     "supervise": SuperviseSpec,
     "replay": ReplaySpec,
+    "fleet": FleetSpec,
     "model/gpt": GptSpec,
     "model/custom": CustomModelSpec,
     "data/text": TextSpec,

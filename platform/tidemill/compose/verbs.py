@@ -14,7 +14,15 @@ from tidemill.errors import SpecError
 from tidemill.spec.base import Spec
 from tidemill.spec.keys import choices_of, groups_of, keys_of
 
+JSON = "--json"
 _BARE = re.compile(r"[A-Za-z_][\w-]*")
+
+
+def spell_out(arguments: Sequence[str], schema: type[Spec]) -> list[str]:
+    """Write `--json` as `format=json`, at a door that has the key; elsewhere it is no flag."""
+    if "format" not in keys_of(schema):
+        return list(arguments)
+    return ["format=json" if item == JSON else item for item in arguments]
 
 
 def write_out(lines: Sequence[str], key: str, schema: type[Spec]) -> list[str]:

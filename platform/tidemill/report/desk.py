@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from tidemill.report.audit import Audit
-from tidemill.report.inventory import Page, Proof
-from tidemill.report.pages import make_page, make_proof_line
+from tidemill.report.inventory import Proof
+from tidemill.report.pages import Answer, make_page, make_proof_line
 from tidemill.report.quantities import show_bytes
 
 WIDTH_OF_A_PIPE = 120
@@ -47,7 +46,7 @@ class Desk:
         beside = self._console if self._console.is_terminal else Console(stderr=True)
         self._progress = progress or beside
 
-    def answer(self, page: Page | Audit) -> None:
+    def answer(self, page: Answer) -> None:
         """Give the answer."""
         if self._as_json:
             plain = _finite(dataclasses.asdict(page))

@@ -34,35 +34,47 @@ from tidemill.report.inventory import (
     Row,
     Verification,
 )
+from tidemill.report.market import OffersPage, ProvidersPage, offers_page, providers_page
 from tidemill.report.quantities import count_noun, show_bytes, show_moment
 from tidemill.report.sheets import anatomy_page, differences_page
 
 NEVER_COMMITTED = "no manifest, so never committed: being written, or left behind by a kill"
 
+Answer = Page | Audit | OffersPage | ProvidersPage
+"""Whatever a door is asked for."""
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def make_page(page: Page | Audit, now_s: float) -> RenderableType:
+def make_page(page: Answer, now_s: float) -> RenderableType:
     """Lay out what there is to tell.
 
     Args:
         page: It.
         now_s: The time that ages are told by, seconds since the epoch.
     """
+    return Group(*_parts(page, now_s))
+
+
+def _parts(page: Answer, now_s: float) -> Iterator[RenderableType]:
     match page:
         case Inventory():
-            return Group(*_inventory(page, now_s))
+            yield from _inventory(page, now_s)
         case Anatomy():
-            return Group(*anatomy_page(page, now_s))
+            yield from anatomy_page(page, now_s)
         case Verification():
-            return _verification(page)
+            yield _verification(page)
         case Pruning():
-            return Group(*_pruning(page, now_s))
+            yield from _pruning(page, now_s)
         case Differences():
-            return Group(*differences_page(page))
+            yield from differences_page(page)
         case Audit():
-            return Group(*audit_page(page))
+            yield from audit_page(page)
+        case OffersPage():
+            yield from offers_page(page)
+        case ProvidersPage():
+            yield from providers_page(page)
 
 
 def make_proof_line(proof: Proof) -> Text:
