@@ -30,9 +30,9 @@ def masters_and_moments(engine: Engine) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, parameter in engine.model.model.named_parameters():
         found[f"param.{name}"] = _whole(parameter)
-        for key, value in engine.optimizer.state.get(parameter, {}).items():
+        for key, value in engine.optimizer.state.get(engine.masters[f"model.{name}"], {}).items():
             if key != "step":
-                found[f"{key}.{name}"] = _whole(value)
+                found[f"{key}.{name}"] = _whole(_like(parameter, value))
     return found
 
 
@@ -93,6 +93,19 @@ def model_of(engine: Engine) -> nn.Module:
     if isinstance(engine, DeepSpeedEngine):
         return engine.engine.module.model
     return cast("TorchEngine", engine).model.model
+
+
+def _like(parameter: Tensor, held: Tensor) -> Tensor:
+    """What is held of a tensor that is spread over ranks as `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return held
+    return DTensor.from_local(
+        held,
+        parameter.device_mesh,
+        parameter.placements,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def _traces(engine: Engine | None) -> Iterator[tuple[str, Callable[[], object | 
     yield type(wrapped).__name__, weakref.ref(wrapped)
     yield type(optimizer).__name__, weakref.ref(optimizer)
     yield "first parameter", weakref.ref(next(wrapped.parameters()))
-    yield "memory of the first master", _watch_memory(getattr(master, "_local_tensor", master))
+    yield "memory of the first master", _watch_memory(master)
 
 
 def _inside(engine: Engine) -> tuple[nn.Module, torch.optim.Optimizer]:

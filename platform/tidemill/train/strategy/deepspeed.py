@@ -31,7 +31,11 @@ from tidemill.train.optim import (
     set_taken_steps,
     taken_steps,
 )
-from tidemill.train.strategy.deepspeed_setup import import_deepspeed, make_config
+from tidemill.train.strategy.deepspeed_setup import (
+    import_deepspeed,
+    make_config,
+    terse_parameters,
+)
 from tidemill.train.strategy.frozen import FrozenParameters, shard
 
 PARAMETERS_SHARDED = 3
@@ -61,12 +65,13 @@ class DeepSpeedEngine:
             cast=spec.precision.kind is not PrecisionKind.fp32,
             sharded=strategy.stage == PARAMETERS_SHARDED,
         )
-        self.engine, *_ = deepspeed.initialize(
-            model=loss_model,
-            optimizer=make_optimizer(spec.optim, loss_model.named_parameters()),
-            config=make_config(spec, strategy, loss_model, averages=averages),
-            dist_init_required=False,
-        )
+        with terse_parameters():
+            self.engine, *_ = deepspeed.initialize(
+                model=loss_model,
+                optimizer=make_optimizer(spec.optim, loss_model.named_parameters()),
+                config=make_config(spec, strategy, loss_model, averages=averages),
+                dist_init_required=False,
+            )
         self.zero: Any = self.engine.optimizer
         # Stage 3 shows its inner optimizer one partition at a time, so its groups are not asked.
         prepare_moments(

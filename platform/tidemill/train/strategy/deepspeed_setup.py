@@ -137,6 +137,21 @@ def load_deepspeed(device: str) -> Any:
 
 
 @contextlib.contextmanager
+def terse_parameters() -> Iterator[None]:
+    """Keep parameters from being written out with their values.
+
+    ZeRO-3 formats all of them for a message that it then does not print, a tenth of its start.
+    """
+    parameter: Any = nn.Parameter
+    before = parameter.__repr__
+    parameter.__repr__ = object.__repr__
+    try:
+        yield
+    finally:
+        parameter.__repr__ = before
+
+
+@contextlib.contextmanager
 def _no_compiler() -> Iterator[None]:
     """Keep `@torch.compile` at import time from loading the compiler.
 

@@ -1,5 +1,8 @@
 """FSDP2: parameters, gradients and moments sharded along their first dimension, block by block.
 
+The optimizer updates this rank's shards as plain tensors: torch plans every operation on a DTensor
+before it does it, which after a change of the group took longer than all the rest of a first step.
+
 Gradients are summed, not averaged, with `set_force_sum_reduction_for_comms` set first: otherwise
 torch picks a pre-multiplied sum, which gloo refuses.
 """
@@ -74,9 +77,24 @@ class Fsdp2Engine(TorchEngine):
         self.wrapped.set_requires_gradient_sync(last)
         self.wrapped.set_is_last_backward(last)
 
-    def clip_gradients(self, parameters: list[nn.Parameter]) -> Tensor:
+    def find_masters(self) -> dict[str, nn.Parameter]:
+        """Shards, in the memory of the parameters."""
+        return {
+            name: nn.Parameter(_local(parameter), requires_grad=parameter.requires_grad)
+            for name, parameter in self.model.named_parameters()
+        }
+
+    def masters_with_gradients(self) -> list[nn.Parameter]:
+        """Also looks again where the shards are, which is for torch to say."""
+        for name, parameter in self.model.named_parameters():
+            master, gradient = self.masters[name], parameter.grad
+            master.data, parameter.grad = _local(parameter), None
+            master.grad = None if gradient is None else _local(gradient)
+        return super().masters_with_gradients()
+
+    def clip_gradients(self, masters: list[nn.Parameter]) -> Tensor:
         """A collective; each rank has the norm of its shards."""
-        gradients = [cast("DTensor", parameter.grad).to_local() for parameter in parameters]
+        gradients = [cast("Tensor", master.grad) for master in masters]
         # Shards may be on the host, where the backend of a GPU's process group has no collectives.
         squares = get_total_norm(gradients).to(self.world.device).square()
         dist.all_reduce(squares)
@@ -86,18 +104,21 @@ class Fsdp2Engine(TorchEngine):
             gradient.mul_(coefficient.to(gradient.device))
         return norm
 
-    def owned(self, tensor: Tensor) -> Fragment:
+    def owned(self, parameter: nn.Parameter, held: Tensor) -> Fragment:
         """The shard this rank holds."""
-        return _shard(cast("DTensor", tensor))
+        return _shard(cast("DTensor", parameter), held)
 
-    def needed(self, tensor: Tensor) -> Fragment:
+    def needed(self, parameter: nn.Parameter, held: Tensor) -> Fragment:
         """The shard this rank holds."""
-        return _shard(cast("DTensor", tensor))
+        return _shard(cast("DTensor", parameter), held)
 
 
-def _shard(tensor: DTensor) -> Fragment:
+def _local(tensor: Tensor) -> Tensor:
+    return cast("DTensor", tensor.detach()).to_local()
+
+
+def _shard(tensor: DTensor, local: Tensor) -> Fragment:
     """Rows [rank * ceil(rows / world), ...) of the tensor: one contiguous range."""
-    local = tensor.to_local().detach()
     rows, mesh = tensor.shape[0], tensor.device_mesh
     first = min(rows, cast("int", mesh.get_local_rank()) * -(-rows // mesh.size()))
     start = first * (tensor.numel() // rows if rows else 0)

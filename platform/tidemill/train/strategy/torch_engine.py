@@ -34,7 +34,11 @@ from tidemill.train.precision import make_loss_scale
 
 
 class TorchEngine(abc.ABC):
-    """An engine whose optimizer is a plain torch one over named parameters."""
+    """An engine whose optimizer is a plain torch one over named parameters.
+
+    Attributes:
+        masters: What the optimizer updates, by name in `model`.
+    """
 
     def __init__(self, spec: RunSpec, model: nn.Module, world: World) -> None:
         """Move the model to its device, wrap it, and build the optimizer over what results."""
@@ -43,7 +47,8 @@ class TorchEngine(abc.ABC):
         self.clip = spec.optim.clip or float("inf")
         self.model = LossModel(self.place(model))
         self.wrapped = self.wrap(self.model)
-        self.optimizer = make_optimizer(spec.optim, self.model.named_parameters())
+        self.masters = self.find_masters()
+        self.optimizer = make_optimizer(spec.optim, self.masters.items())
         trained = (p for group in self.optimizer.param_groups for p in group["params"])
         prepare_moments(self.optimizer, spec.optim, trained)
 
@@ -59,6 +64,14 @@ class TorchEngine(abc.ABC):
         """Put the model where it computes."""
         return model.to(self.world.device)
 
+    def find_masters(self) -> dict[str, nn.Parameter]:
+        """The part of each parameter that this rank updates."""
+        return dict(self.model.named_parameters())
+
+    def masters_with_gradients(self) -> list[nn.Parameter]:
+        """Those that the step just accumulated is to update."""
+        return [master for master in self.masters.values() if master.grad is not None]
+
     def forward(self, batch: Batch) -> Tensor:
         """Loss sum of one slot."""
         return self.wrapped(batch.inputs_BS, batch.targets_BS, batch.keys_B)
@@ -72,11 +85,11 @@ class TorchEngine(abc.ABC):
 
     def step(self, lr: float) -> Outcome:
         """See `Engine.step`; the norm is of reduced gradients, so all ranks judge alike."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        masters = self.masters_with_gradients()
         if self.scale.value != 1.0:
-            for parameter in parameters:
-                parameter.grad.mul_(1.0 / self.scale.value)  # pyright: ignore[reportOptionalMemberAccess]
-        norm = self.clip_gradients(parameters)
+            for master in masters:
+                master.grad.mul_(1.0 / self.scale.value)  # pyright: ignore[reportOptionalMemberAccess]
+        norm = self.clip_gradients(masters)
         applied = bool(torch.isfinite(norm))
         if applied:
             for group in self.optimizer.param_groups:
@@ -86,9 +99,9 @@ class TorchEngine(abc.ABC):
         self.optimizer.zero_grad(set_to_none=True)
         return Outcome(applied, float(norm))
 
-    def clip_gradients(self, parameters: list[nn.Parameter]) -> Tensor:
+    def clip_gradients(self, masters: list[nn.Parameter]) -> Tensor:
         """Scale reduced gradients down to the limit; give their norm over all ranks before."""
-        return clip_grad_norm_(parameters, self.clip)
+        return clip_grad_norm_(masters, self.clip)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
@@ -101,14 +114,14 @@ class TorchEngine(abc.ABC):
     def state(self) -> State:
         """See `Engine.state`."""
         scalars = {"taken_steps": taken_steps(self.optimizer), "loss_scale": self.scale.state()}
-        tensors = {name: self.owned(tensor) for name, tensor in self._trained_and_frozen()}
+        tensors = {name: self.owned(parameter, held) for name, parameter, held in self._held()}
         for name, buffer in self._buffers():
             tensors[name] = owned_share(buffer, self.world)
         return State(tensors, scalars)
 
     def wanted(self) -> State:
         """See `Engine.wanted`."""
-        tensors = {name: self.needed(tensor) for name, tensor in self._trained_and_frozen()}
+        tensors = {name: self.needed(parameter, held) for name, parameter, held in self._held()}
         for name, buffer in self._buffers():
             tensors[name] = whole(buffer)
         return State(tensors)
@@ -119,20 +132,22 @@ class TorchEngine(abc.ABC):
         if "loss_scale" in filled.scalars:
             self.scale.restore(filled.scalars["loss_scale"])
 
-    def owned(self, tensor: Tensor) -> Fragment:
-        """The part of a parameter or moment that this rank writes."""
-        return owned_share(tensor, self.world)
+    def owned(self, parameter: nn.Parameter, held: Tensor) -> Fragment:  # noqa: ARG002
+        """The part of a parameter or its moment that this rank writes, of what it holds."""
+        return owned_share(held, self.world)
 
-    def needed(self, tensor: Tensor) -> Fragment:
-        """The part of a parameter or moment that this rank reads."""
-        return whole(tensor)
+    def needed(self, parameter: nn.Parameter, held: Tensor) -> Fragment:  # noqa: ARG002
+        """The part of a parameter or its moment that this rank reads."""
+        return whole(held)
 
-    def _trained_and_frozen(self) -> Iterator[tuple[str, Tensor]]:
+    def _held(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """Name of each tensor, the parameter that it belongs to, and what this rank holds of it."""
         for name, parameter in self.model.model.named_parameters():
-            yield f"param.{name}", parameter.data
+            master = self.masters[f"model.{name}"]
+            yield f"param.{name}", parameter, master.data
             if parameter.requires_grad:
                 for moment in moment_names(self.spec.optim):
-                    yield f"{moment}.{name}", self.optimizer.state[parameter][moment]
+                    yield f"{moment}.{name}", parameter, self.optimizer.state[master][moment]
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         for name, buffer in persistent_buffers(self.model.model):
