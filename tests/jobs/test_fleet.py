@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.kit.fakes.lambda_cloud import FakeLambda
-from tests.kit.fakes.runpod import FakeRunpod
+from tests.kit.fakes.runpod import FakeRunPod
 from tests.kit.fakes.server import Fake, Fault, serve
 from tests.kit.fakes.vast import FakeVast
 from tidemill.compose import run_door
@@ -33,7 +33,7 @@ def vendors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[st
     with contextlib.ExitStack() as stack:
         fakes: dict[str, Any] = {
             "lambda": stack.enter_context(serve(FakeLambda())),
-            "runpod": stack.enter_context(serve(FakeRunpod())),
+            "runpod": stack.enter_context(serve(FakeRunPod())),
             "vast": stack.enter_context(serve(FakeVast())),
         }
         for fake in fakes.values():

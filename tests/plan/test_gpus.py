@@ -50,7 +50,7 @@ def test_figures_are_in_order() -> None:
         half = gpu.tflops[PrecisionKind.fp16]
         assert half >= gpu.tflops[PrecisionKind.fp32] > 0
         assert gpu.tflops[PrecisionKind.bf16] in {0, half}
-        assert gpu.fp8_tflops in {0} or gpu.fp8_tflops >= 1.9 * half
+        assert gpu.fp8_tflops == 0 or gpu.fp8_tflops >= 1.9 * half
         # bf16 units came with compute capability 8.0.
         if gpu.capability:
             assert (gpu.tflops[PrecisionKind.bf16] > 0) == (gpu.capability >= 8.0)

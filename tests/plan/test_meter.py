@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tidemill.plan.meter import Horizon, Meter, Price, Verdict
 from tidemill.spec.placement import BudgetSpec
 
-HORIZON = Horizon(look_s=10.0, save_s=60.0, leave_s=30.0)
+HORIZON = Horizon(look_s=60.0, save_s=60.0, leave_s=30.0)
 
 
 @dataclass
@@ -35,9 +36,7 @@ class Bank:
         self.usd = 0.0
         self.paid_until: dict[str, float] = {}
 
-    def run(
-        self, machines: dict[str, Price], from_s: float, to_s: float, since: dict[str, float]
-    ) -> None:
+    def run(self, machines: dict[str, Price], to_s: float, since: dict[str, float]) -> None:
         for name, price in machines.items():
             step_s = price.step_s
             steps = math.ceil(round((to_s - since[name]) / step_s, 6))
@@ -48,13 +47,22 @@ class Bank:
                 self.paid_until[name] = until_s
 
 
+def shake(machines: dict[str, Price], price: Callable[[], Price], dice: random.Random) -> None:
+    """Some machines go, and some prices move."""
+    for name in list(machines):
+        if dice.random() < 0.001:
+            del machines[name]
+        elif dice.random() < 0.05:
+            machines[name] = price()
+
+
 def live(seed: int) -> Ending:
     """One run on spot machines whose prices move and which come and go, until it has to stop."""
     dice = random.Random(seed)
     step_s = dice.choice([1.0, 1.0, 60.0])
     full = dice.uniform(1.0, 12.0)
-    count = dice.randint(1, 8)
-    hours = dice.uniform(4.0, 30.0)
+    count = dice.randint(1, 4)
+    hours = dice.uniform(5.0, 12.0)
     cap = full * 0.5 * count * hours
     meter = Meter(BudgetSpec(max_total_usd=cap))
     bank, now_s, number = Bank(), 0.0, 0
@@ -81,24 +89,20 @@ def live(seed: int) -> Ending:
         if verdict is not Verdict.go_on:
             break
         later_s = now_s + dice.uniform(0.2, 1.0) * HORIZON.look_s
-        bank.run(machines, now_s, later_s, since)
+        bank.run(machines, later_s, since)
         now_s = later_s
         if now_s - last_commit_s > 1800:
             last_commit_s = now_s
-        for name in list(machines):
-            if dice.random() < 0.0002:
-                del machines[name]
-            elif dice.random() < 0.01:
-                machines[name] = price()
+        shake(machines, price, dice)
     # Saved first, then given back one by one, at prices that have meanwhile gone all the way up.
     dear = {
         name: Price(usd_per_hour=full, most_usd_per_hour=full, step_s=step_s) for name in machines
     }
     saved_s = now_s + dice.uniform(0.3, 1.0) * HORIZON.save_s
-    bank.run(dear, now_s, saved_s, since)
+    bank.run(dear, saved_s, since)
     for name in list(dear):
         gone_s = saved_s + dice.uniform(0.0, 1.0) * HORIZON.leave_s
-        bank.run({name: dear[name]}, saved_s, gone_s, since)
+        bank.run({name: dear[name]}, gone_s, since)
     return Ending(bank.usd, cap, verdict, now_s, saved_s, peak)
 
 
@@ -128,7 +132,7 @@ def test_the_meter_never_says_less_than_the_bank() -> None:
         meter.observe(now_s, machines)
         for _ in range(300):
             later_s = now_s + dice.uniform(1, 60)
-            bank.run(machines, now_s, later_s, since)
+            bank.run(machines, later_s, since)
             now_s = later_s
             meter.observe(now_s, machines)
         assert bank.usd <= meter.spent_usd + 1e-9
@@ -164,7 +168,7 @@ def test_a_begun_hour_is_a_paid_hour() -> None:
 def test_time_and_rate_end_it_too() -> None:
     one = {"a": Price(usd_per_hour=10.0, most_usd_per_hour=10.0)}
     late = Meter(BudgetSpec(), deadline_s=1000.0)
-    late.observe(900.0, one)
+    late.observe(800.0, one)
     assert late.judge(HORIZON) is Verdict.go_on
     late.observe(935.0, one)
     assert late.judge(HORIZON) is Verdict.time

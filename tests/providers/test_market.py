@@ -6,9 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
-
-import pytest
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from tests.plan.offers import make_offer
 from tidemill.plan.offers import Demand, Offer
@@ -16,6 +14,9 @@ from tidemill.providers import market
 from tidemill.providers.base import UnusableError
 from tidemill.providers.market import ask_market, known_providers, shipped_market
 from tidemill.providers.trouble import ProviderError, Trouble
+
+if TYPE_CHECKING:
+    import pytest
 
 TEN = {
     "aws",
@@ -42,7 +43,7 @@ def make_provider(said: list[Offer] | Exception, takes_s: float = 0.0) -> Any:
                 raise UnusableError("KEY is not set", "export KEY")
             return cls()
 
-        def offers(self, demand: Demand) -> list[Offer]:
+        def offers(self, _: Demand) -> list[Offer]:
             time.sleep(takes_s)
             if isinstance(said, Exception):
                 raise said

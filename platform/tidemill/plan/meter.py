@@ -17,7 +17,6 @@ from typing import Any
 from tidemill.spec.placement import BudgetSpec
 
 HOUR_S = 3600.0
-ROUNDING_S = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +89,7 @@ class Meter:
         self._deadline_s = deadline_s
         self._spent_usd = spent_usd
         self._running: dict[str, _Running] = {}
-        self._seen_s = -math.inf
+        self._seen_s = 0.0
 
     @property
     def spent_usd(self) -> float:
@@ -121,7 +120,7 @@ class Meter:
                 del self._running[name]
         for name in machines.keys() - self._running.keys():
             self._running[name] = _Running(since_s=now_s, paid_until_s=now_s, price=machines[name])
-            self._pay(name, now_s + ROUNDING_S, machines[name].usd_per_hour)
+            self._pay(name, now_s, machines[name].usd_per_hour)
         self._seen_s = now_s
 
     def charge(self, usd: float) -> None:
@@ -182,9 +181,9 @@ class Meter:
 
 
 def _billed_until_s(machine: _Running, until_s: float) -> float:
-    """The end of the step of billing that a moment is in."""
+    """The end of the step of billing that a moment is in; the first is paid for at once."""
     step_s = machine.price.step_s
-    steps = math.ceil(round((until_s - machine.since_s) / step_s, 6))
+    steps = max(1, math.ceil(round((until_s - machine.since_s) / step_s, 6)))
     return machine.since_s + steps * step_s
 
 

@@ -67,7 +67,7 @@ class ProviderError(TidemillError):
 
 
 def trouble_of(code: int, said: str) -> Trouble:
-    """What is meant by a status code and the vendor's words, which count if the code is a good one."""
+    """What is meant by a status code, or if that is a good one, by the vendor's words."""
     if code < HTTPStatus.MULTIPLE_CHOICES:
         inner = re.search(r"\b[45]\d\d\b", said)
         frequent = re.search(r"too (many|frequent)", said, re.IGNORECASE)

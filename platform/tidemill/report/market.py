@@ -13,11 +13,13 @@ from tidemill.report.cells import make_table, make_title
 from tidemill.report.quantities import count_noun, show_duration
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 TIER_STYLES = {"secure": "green", "managed": "", "community": "yellow"}
 STATUS_STYLES = {"ga": "green", "at-risk": "yellow", "attach-only": "yellow", "legacy": "red"}
 MOST_REASONS = 12
+ROOMY = 110
+"""Columns of a terminal from which on a table of offers has all of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +155,7 @@ def offers_page(page: OffersPage) -> Iterator[RenderableType]:
     yield make_title(page.asked, count_noun(shown + page.more, "offer"))
     if page.offers:
         yield Text()
-        yield _table(page.offers)
+        yield _Offers(page.offers)
     if page.more:
         yield Text(f"and {page.more:,} more: top=0 shows all", "dim")
     if page.skipped:
@@ -190,27 +192,41 @@ def providers_page(page: ProvidersPage) -> Iterator[RenderableType]:
             yield Text(f"{row.name}: ").append(row.note, "dim")
 
 
-def _table(rows: Sequence[OfferRow]) -> RenderableType:
-    heads = (">$/GPU h", ">effective", "GPUs", "", "provider", "region", "tier", "network")
-    table = make_table(*heads, ">up", ">age")
-    table.columns[2].no_wrap = True
-    for row in rows:
-        region = row.region or "anywhere"
-        if row.country and row.country not in region.lower():
-            region += f" ({row.country})"
-        table.add_row(
-            f"{row.usd_per_gpu_hour:.2f}",
-            Text(f"{row.effective_usd_per_gpu_hour:.2f}", "bold"),
-            f"{row.gpus} x {row.gpu}",
-            Text("spot", "cyan") if row.spot else "",
-            f"{row.provider} {row.id}",
-            region,
-            Text(row.tier, TIER_STYLES.get(row.tier, "")),
-            row.network,
-            "" if row.reliability is None else f"{row.reliability:.1%}",
-            _age(row),
-        )
-    return table
+class _Offers:
+    """A table that leaves out what matters less where there is no room for it."""
+
+    def __init__(self, rows: Sequence[OfferRow]) -> None:
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        roomy = options.max_width >= ROOMY
+        more = ("network", ">up") if roomy else ()
+        table = make_table(">$/GPU h", ">effective", "GPUs", "offer", "tier", *more, ">age")
+        table.columns[2].no_wrap = True
+        for row in self._rows:
+            tier = Text(row.tier, TIER_STYLES.get(row.tier, ""))
+            up = "" if row.reliability is None else f"{row.reliability:.1%}"
+            table.add_row(
+                f"{row.usd_per_gpu_hour:.2f}",
+                Text(f"{row.effective_usd_per_gpu_hour:.2f}", "bold"),
+                f"{row.gpus} x {row.gpu}",
+                _offer(row),
+                tier,
+                *((row.network, up) if roomy else ()),
+                _age(row),
+            )
+        yield table
+
+
+def _offer(row: OfferRow) -> Text:
+    """Who, what, where; `spot` before it if it may be taken back."""
+    line = Text()
+    if row.spot:
+        line.append("spot ", "cyan")
+    line.append(f"{row.provider} {row.id} {row.region}".rstrip())
+    if row.country and row.country not in row.region.lower():
+        line.append(f" ({row.country})")
+    return line
 
 
 def _age(row: OfferRow) -> Text:
