@@ -13,6 +13,7 @@ from tidemill.compose import compose
 from tidemill.plan.run import count_parameters, describe, make_run_plan
 from tidemill.spec.base import from_plain, to_plain
 from tidemill.spec.doors import Action, AuditSpec, CheckpointsSpec, ExportSpec, GenerateSpec
+from tidemill.spec.fleet import FleetAction, FleetSpec
 from tidemill.spec.keys import groups_of, keys_of
 from tidemill.spec.replay import ReplaySpec
 from tidemill.spec.run import DeepSpeedSpec, RunSpec
@@ -160,6 +161,10 @@ def test_small_doors_compose() -> None:
             lambda: compose([], config_name="replay", schema=ReplaySpec),
             ReplaySpec(),
         ),
+        (
+            lambda: compose(["providers"], config_name="fleet", schema=FleetSpec, verbs="action"),
+            FleetSpec(action=FleetAction.providers),
+        ),
     )
     for act, expected in typed:
         assert act() == expected
@@ -174,6 +179,7 @@ def test_small_doors_compose() -> None:
         ("checkpoints", CheckpointsSpec),
         ("audit", AuditSpec),
         ("replay", ReplaySpec),
+        ("fleet", FleetSpec),
     ],
 )
 def test_help_shows_only_keys_that_exist(door: str, schema: type[RunSpec]) -> None:

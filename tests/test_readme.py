@@ -12,6 +12,7 @@ import pytest
 from tidemill.compose import compose
 from tidemill.spec.base import Spec
 from tidemill.spec.doors import CheckpointsSpec, ExportSpec, GenerateSpec
+from tidemill.spec.fleet import FleetSpec
 from tidemill.spec.run import RunSpec
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,7 @@ DOORS: dict[str, tuple[str, type[Spec], str]] = {
     "generate": ("generate", GenerateSpec, ""),
     "export": ("export", ExportSpec, ""),
     "checkpoints": ("checkpoints", CheckpointsSpec, "action"),
+    "fleet": ("fleet", FleetSpec, "action"),
 }
 COMMANDS = [
     line.partition("jobs/")[2]

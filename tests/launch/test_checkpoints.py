@@ -6,7 +6,7 @@ import io
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -20,7 +20,6 @@ from tidemill.checkpoint.inspect import Held, survey
 from tidemill.errors import CheckpointError, StorageError
 from tidemill.launch import checkpoints
 from tidemill.launch.checkpoints import act, list_all, prune, verify
-from tidemill.report.audit import Audit
 from tidemill.report.desk import Desk
 from tidemill.report.events import EventLog
 from tidemill.report.inventory import (
@@ -28,11 +27,11 @@ from tidemill.report.inventory import (
     Change,
     Differences,
     Inventory,
-    Page,
     Proof,
     Pruning,
     Verification,
 )
+from tidemill.report.pages import Answer
 from tidemill.spec.doors import Action, CheckpointsSpec
 from tidemill.spec.progress import EventKind
 from tidemill.storage import locate
@@ -46,9 +45,8 @@ class Notes(Desk):
         self.page: Page | None = None
         self.said: list[Proof] = []
 
-    def answer(self, page: Page | Audit) -> None:
-        assert not isinstance(page, Audit)
-        self.page = page
+    def answer(self, page: Answer) -> None:
+        self.page = cast("Page", page)
         super().answer(page)
 
     def say(self, proof: Proof) -> None:
