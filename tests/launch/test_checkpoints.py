@@ -27,6 +27,7 @@ from tidemill.report.inventory import (
     Change,
     Differences,
     Inventory,
+    Page,
     Proof,
     Pruning,
     Verification,
