@@ -112,6 +112,17 @@ def _close_after_all_groups(world: World) -> None:
     exchange.close()
 
 
+def _close_at_once(world: World) -> None:
+    for _ in range(60):
+        exchange = Exchange(world)
+        exchange.close()
+        dist.barrier()
+
+
+def test_a_rank_that_closes_at_once_fails_none_that_is_still_connecting() -> None:
+    run_world(_close_at_once, 4)
+
+
 def test_every_rank_gets_every_value_whatever_its_length() -> None:
     for gathered, only in run_world(_gather, 3):
         assert [value["rank"] for value in gathered] == [0, 1, 2]

@@ -43,6 +43,7 @@ class Exchange:
             dist.barrier()  # fails at once if a rank is gone; making a group waits for it
             group = dist.new_group(backend="gloo", timeout=patience)
             self._group = cast("dist.ProcessGroup", group)
+            dist.barrier(self._group)  # who closes it at once fails none that is still connecting
         self._closed = False
 
     def all_gather(self, value: Any) -> list[Any]:
