@@ -113,7 +113,7 @@ def _close_after_all_groups(world: World) -> None:
 
 
 def _close_at_once(world: World) -> None:
-    for _ in range(60):
+    for _ in range(20):
         exchange = Exchange(world)
         exchange.close()
         dist.barrier()
