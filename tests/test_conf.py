@@ -16,7 +16,8 @@ from tidemill.spec.doors import Action, AuditSpec, CheckpointsSpec, ExportSpec, 
 from tidemill.spec.fleet import FleetAction, FleetSpec
 from tidemill.spec.keys import groups_of, keys_of
 from tidemill.spec.replay import ReplaySpec
-from tidemill.spec.run import DeepSpeedSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DeepSpeedSpec
 from tidemill.spec.training import AdamWSpec, GptSpec, PrecisionKind, TextSpec
 
 CONF = Path(__file__).parents[1] / "conf"

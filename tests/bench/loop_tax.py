@@ -36,7 +36,8 @@ from tidemill.launch.stop import StopWatch
 from tidemill.plan.batch import Slot
 from tidemill.report.events import EventLog, read_events
 from tidemill.spec.progress import Cursor, EventKind, World
-from tidemill.spec.run import DeepSpeedSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DeepSpeedSpec
 from tidemill.storage import Location, locate
 from tidemill.train.engine import LossModel, build_engine
 from tidemill.train.guard import Guard

@@ -28,7 +28,8 @@ from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.memory import Memory
 from tidemill.errors import CheckpointError
 from tidemill.spec.progress import Fragment, Piece, State, World
-from tidemill.spec.run import DdpSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DdpSpec
 from tidemill.spec.training import PrecisionKind, PrecisionSpec
 from tidemill.train.engine import Engine, build_engine
 from tidemill.train.guard import Guard

@@ -18,7 +18,8 @@ from tidemill.compose.door import _directory_name, _taken_literally
 from tidemill.compose.schemas import register
 from tidemill.errors import DataError, SpecError, TrainingError
 from tidemill.spec.doors import GenerateSpec
-from tidemill.spec.run import DeepSpeedSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DeepSpeedSpec
 
 
 def run_spec(*overrides: str) -> RunSpec:

@@ -44,7 +44,8 @@ from tidemill.checkpoint.exchange import Exchange
 from tidemill.checkpoint.memory import Memory
 from tidemill.errors import forget_frames
 from tidemill.spec.progress import Cursor, EventKind, State, World
-from tidemill.spec.run import DdpSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DdpSpec
 from tidemill.train.engine import Engine, build_engine
 from tidemill.train.guard import Guard
 from tidemill.train.loop import Parts, look_at, train

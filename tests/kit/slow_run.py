@@ -15,7 +15,8 @@ from tests.kit.training import Memory, NoKeeper, NoSamples, NoStore
 from tidemill.data.corpus import Corpus, open_stream
 from tidemill.spec.base import from_plain
 from tidemill.spec.progress import Cursor, EventKind, World
-from tidemill.spec.run import DdpSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DdpSpec
 from tidemill.storage import Location
 from tidemill.train.engine import build_engine
 from tidemill.train.guard import Guard

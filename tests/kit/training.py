@@ -21,17 +21,9 @@ from tidemill.plan.batch import Slot
 from tidemill.spec.base import from_plain, to_plain
 from tidemill.spec.checkpoint import CheckpointSpec
 from tidemill.spec.progress import Cursor, EventKind, State, World
-from tidemill.spec.run import (
-    DdpSpec,
-    DeepSpeedSpec,
-    Fsdp2Spec,
-    MemorySpec,
-    ReportSpec,
-    Resume,
-    RunSpec,
-    StrategySpec,
-)
+from tidemill.spec.run import ReportSpec, Resume, RunSpec
 from tidemill.spec.scale import ScaleSpec
+from tidemill.spec.strategy import DdpSpec, DeepSpeedSpec, Fsdp2Spec, MemorySpec, StrategySpec
 from tidemill.spec.training import (
     AdamWSpec,
     BatchSpec,

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.spec.test_run import RUN
 from tidemill.plan.costs import MEASURED, Pace, Rules, Stages, costs_from_plain, rules_of
 from tidemill.spec.checkpoint import CheckpointSpec
-from tidemill.spec.run import Fsdp2Spec, Reproducibility
+from tidemill.spec.run import Reproducibility
 from tidemill.spec.scale import ScaleSpec
+from tidemill.spec.strategy import Fsdp2Spec
 
 RULES = Rules(most=6, global_size=60, micro_size=10, save_every_steps=100)
 

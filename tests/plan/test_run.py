@@ -13,14 +13,9 @@ from tests.spec.test_run import RUN
 from tidemill.errors import SpecError
 from tidemill.plan.run import count_parameters, describe, make_run_plan
 from tidemill.spec.checkpoint import CheckpointSpec, Verify
-from tidemill.spec.run import (
-    DeepSpeedSpec,
-    MemorySpec,
-    Offload,
-    Recompute,
-    Reproducibility,
-)
+from tidemill.spec.run import Reproducibility
 from tidemill.spec.scale import ScaleSpec
+from tidemill.spec.strategy import DeepSpeedSpec, MemorySpec, Offload, Recompute
 from tidemill.spec.training import BatchSpec, CustomModelSpec, GptSpec, SyntheticSpec
 
 SIZES = st.builds(

@@ -6,7 +6,8 @@ import pytest
 
 from tidemill.spec.doors import GenerateSpec
 from tidemill.spec.keys import choices_of, groups_of, keys_of, unknown_key
-from tidemill.spec.run import DeepSpeedSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DeepSpeedSpec
 from tidemill.spec.training import OptimSpec
 
 

@@ -11,20 +11,17 @@ import pytest
 from tidemill.errors import SpecError
 from tidemill.spec.base import differences, from_plain, to_plain
 from tidemill.spec.checkpoint import CheckpointSpec
-from tidemill.spec.run import (
+from tidemill.spec.run import ReportSpec, Reproducibility, Resume, RunSpec
+from tidemill.spec.scale import ScaleSpec
+from tidemill.spec.strategy import (
     DdpSpec,
     DeepSpeedSpec,
     Fsdp2Spec,
     MemorySpec,
     Offload,
     Recompute,
-    ReportSpec,
-    Reproducibility,
-    Resume,
-    RunSpec,
     StrategySpec,
 )
-from tidemill.spec.scale import ScaleSpec
 from tidemill.spec.training import (
     AdamWSpec,
     BatchSpec,

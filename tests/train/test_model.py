@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tidemill.errors import SpecError
 from tidemill.plan.run import count_parameters
-from tidemill.spec.run import Recompute
+from tidemill.spec.strategy import Recompute
 from tidemill.spec.training import CustomModelSpec, GptSpec
 from tidemill.train.engine import IGNORE, LossModel
 from tidemill.train.model import (

@@ -32,7 +32,8 @@ from tests.kit.world import RankFailed, run_world
 from tidemill.checkpoint.exchange import Exchange
 from tidemill.errors import forget_frames
 from tidemill.spec.progress import Cursor, EventKind, World
-from tidemill.spec.run import MemorySpec, Recompute, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import MemorySpec, Recompute
 from tidemill.train import teardown
 from tidemill.train.engine import Engine, build_engine
 from tidemill.train.model import build_model

@@ -17,7 +17,8 @@ from tidemill.spec.base import Spec
 from tidemill.spec.doors import AuditSpec, CheckpointsSpec, ExportSpec, GenerateSpec
 from tidemill.spec.fleet import FleetSpec
 from tidemill.spec.replay import ReplaySpec
-from tidemill.spec.run import DdpSpec, DeepSpeedSpec, Fsdp2Spec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DdpSpec, DeepSpeedSpec, Fsdp2Spec
 from tidemill.spec.supervise import SuperviseSpec
 from tidemill.spec.training import (
     AdamWSpec,

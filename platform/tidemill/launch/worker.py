@@ -32,7 +32,8 @@ from tidemill.report.events import EventLog, next_attempt
 from tidemill.report.tail import Remembering, catch_up
 from tidemill.spec.base import from_plain
 from tidemill.spec.progress import EventKind, State, World
-from tidemill.spec.run import DdpSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DdpSpec
 from tidemill.storage import Location, locate
 from tidemill.train.engine import Engine, build_engine
 from tidemill.train.guard import Guard

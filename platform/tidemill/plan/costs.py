@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tidemill.plan.batch import make_batch_plan
-from tidemill.spec.run import DdpSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DdpSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

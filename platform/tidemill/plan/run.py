@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from tidemill.errors import SpecError
 from tidemill.plan.batch import BatchPlan, make_batch_plan
 from tidemill.spec.checkpoint import CheckpointSpec, Verify
-from tidemill.spec.run import Offload, Recompute, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import Offload, Recompute
 from tidemill.spec.training import CustomModelSpec, GptSpec, ModelSpec, SyntheticSpec
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from tidemill.errors import SpecError
 from tidemill.spec.progress import Fragment, Piece, State, World
-from tidemill.spec.run import DdpSpec, DeepSpeedSpec, Fsdp2Spec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DdpSpec, DeepSpeedSpec, Fsdp2Spec
 from tidemill.train.model import apply_recompute, takes_keys
 
 IGNORE = -100

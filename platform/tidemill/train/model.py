@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tidemill.errors import SpecError
-from tidemill.spec.run import Recompute
+from tidemill.spec.strategy import Recompute
 from tidemill.spec.training import CustomModelSpec, GptSpec, ModelSpec
 
 ROTARY_BASE = 10_000.0

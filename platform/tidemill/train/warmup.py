@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 
 from tidemill.spec.progress import World
-from tidemill.spec.run import DeepSpeedSpec, Fsdp2Spec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DeepSpeedSpec, Fsdp2Spec
 from tidemill.spec.training import CustomModelSpec, GptSpec
 from tidemill.train.engine import Batch, build_engine
 from tidemill.train.model import build_model

@@ -19,7 +19,7 @@ from tests.kit.mixed import build_mixed, mixed
 from tests.kit.training import STRATEGIES, in_precision, tiny_run, train_tiny
 from tests.kit.world import run_world
 from tidemill.spec.progress import Cursor, World
-from tidemill.spec.run import MemorySpec, Offload
+from tidemill.spec.strategy import MemorySpec, Offload
 from tidemill.spec.training import PrecisionKind, PrecisionSpec
 from tidemill.train.engine import build_engine
 

@@ -30,7 +30,8 @@ from tests.kit.training import (
 from tests.kit.world import run_world
 from tidemill.errors import SpecError
 from tidemill.spec.progress import World
-from tidemill.spec.run import DeepSpeedSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DeepSpeedSpec
 from tidemill.spec.training import SgdSpec
 
 STAGES = [name for name in STRATEGIES if name.startswith("deepspeed")]

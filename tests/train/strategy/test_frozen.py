@@ -14,7 +14,8 @@ from tests.kit.training import STRATEGIES, in_precision, plain_losses, run_tiny,
 from tests.kit.world import run_world
 from tidemill.plan.batch import make_batch_plan
 from tidemill.spec.progress import EventKind, World
-from tidemill.spec.run import MemorySpec, Recompute, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import MemorySpec, Recompute
 from tidemill.train.optim import moment_names
 
 TOLERANCE = {"fp32": 2e-6, "bf16": 5e-3}

@@ -20,7 +20,8 @@ from tests.kit.mixed import build_mixed, mixed
 from tests.kit.training import in_precision, run_tiny, tiny_run, train_tiny
 from tests.kit.world import run_world
 from tidemill.spec.progress import Cursor, EventKind, World
-from tidemill.spec.run import Fsdp2Spec, MemorySpec, Offload, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import Fsdp2Spec, MemorySpec, Offload
 from tidemill.train.engine import Batch, Engine, build_engine
 
 OFFLOADS = [

@@ -18,7 +18,8 @@ from tests.kit import accessors
 from tests.kit.training import STRATEGIES, in_precision, plain_losses, run_tiny, tiny_run
 from tests.kit.world import run_world
 from tidemill.spec.progress import EventKind, World
-from tidemill.spec.run import MemorySpec, Recompute, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import MemorySpec, Recompute
 from tidemill.spec.training import BatchSpec
 from tidemill.train.engine import Batch, Engine
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tidemill.plan.batch import make_batch_plan
 from tidemill.spec.progress import World
-from tidemill.spec.run import DdpSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DdpSpec
 from tidemill.train.engine import Batch, LossModel, Outcome, persistent_buffers
 from tidemill.train.ranks import use_threads
 from tidemill.train.strategy.ddp import DdpEngine

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tidemill.spec.progress import World
-from tidemill.spec.run import DdpSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DdpSpec
 from tidemill.spec.training import PrecisionKind
 from tidemill.train.engine import Batch, LossModel
 from tidemill.train.precision import DTYPES

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tidemill.spec.progress import Fragment, Piece, State, World
-from tidemill.spec.run import DeepSpeedSpec, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DeepSpeedSpec
 from tidemill.spec.training import PrecisionKind
 from tidemill.train.engine import (
     Batch,

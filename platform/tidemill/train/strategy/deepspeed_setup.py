@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import nn
 
 from tidemill.spec.progress import World
-from tidemill.spec.run import DeepSpeedSpec, Offload, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import DeepSpeedSpec, Offload
 from tidemill.spec.training import PrecisionKind, PrecisionSpec
 
 SMALLEST_BUCKET_ELEMENTS = 5_000_000

@@ -25,7 +25,8 @@ from torch.distributed.fsdp import (
 from torch.nn.utils import get_total_norm
 
 from tidemill.spec.progress import Fragment, Piece, World
-from tidemill.spec.run import Fsdp2Spec, Offload, RunSpec
+from tidemill.spec.run import RunSpec
+from tidemill.spec.strategy import Fsdp2Spec, Offload
 from tidemill.train.engine import LossModel, dtype_name
 from tidemill.train.model import blocks_of
 from tidemill.train.precision import DTYPES
