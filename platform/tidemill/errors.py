@@ -11,7 +11,8 @@
 
 Doors (`jobs/`) turn the first four into exit code 2, because nothing has been spent yet, a
 `TrainingError` into exit code 1, because the same command may go on, and a `HopelessError` into
-exit code 3, because it would not. Everything else is a bug in Tidemill, keeps its traceback, and is
+exit code 3, because it would not. A run that stops because money or time runs short ends with 4.
+Everything else is a bug in Tidemill, keeps its traceback, and is
 exit code 1.
 """
 

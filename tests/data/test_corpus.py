@@ -10,6 +10,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from tidemill.data.stream import Stream
 from tidemill.data.text import END_OF_DOCUMENT, TextDocument
 from tidemill.errors import DataError, StorageError
 from tidemill.plan.batch import Slot
+from tidemill.spec.base import digest_of
+from tidemill.spec.placement import Tier
 from tidemill.spec.training import DataSpec, SyntheticSpec, TextSpec, TokensSpec
 from tidemill.storage import Location, locate, publish
 
@@ -182,6 +185,16 @@ def test_the_digest_is_fixed_for_good(tmp_path: Path, storage: Location) -> None
     assert made.digest == hashlib.sha256(content.encode()).hexdigest()
     assert documents(made, "val") == ["ebb"]
     assert documents(made, "train") == ["slack", "flood"]
+
+
+def test_where_data_may_be_does_not_make_them_others(texts: TextSpec, storage: Location) -> None:
+    made_up = SyntheticSpec(vocab=9, samples=20)
+    for spec in (texts, made_up):
+        trusted = replace(spec, tier=Tier.secure)
+        assert prepare_corpus(trusted, storage).digest == prepare_corpus(spec, storage).digest
+    # As it was before there was a tier.
+    plain = {"variant": "SyntheticSpec", "vocab": 9, "samples": 20, "ragged": 0.0}
+    assert prepare_corpus(made_up, storage).digest == digest_of(plain)
 
 
 def test_a_document_keeps_its_side_when_others_come(tmp_path: Path, storage: Location) -> None:

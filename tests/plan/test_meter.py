@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable
@@ -194,5 +195,26 @@ def test_a_machine_that_cannot_be_paid_is_not_taken() -> None:
 def test_what_was_spent_before_counts(before: float, more: float) -> None:
     meter = Meter(BudgetSpec(), spent_usd=before)
     meter.charge(more)
-    plain = meter.to_plain()
-    assert Meter(BudgetSpec(), spent_usd=plain["spent_usd"]).spent_usd == before + more
+    plain = json.loads(json.dumps(meter.to_plain()))
+    assert Meter.from_plain(BudgetSpec(), plain).spent_usd == before + more
+
+
+def test_nobody_looked_for_a_while() -> None:
+    price = Price(usd_per_hour=3600.0, most_usd_per_hour=7200.0)  # a dollar a second
+    before = Meter(BudgetSpec())
+    before.observe(0.0, {"stays": price, "goes": price})
+    before.observe(10.0, {"stays": price, "goes": price})
+    assert before.spent_usd == 20.0
+    after = Meter.from_plain(BudgetSpec(), json.loads(json.dumps(before.to_plain())))
+    after.resume(110.0, {"stays": price, "comes": price}, leave_s=30.0)
+    assert after.spent_usd == 20.0 + 100.0 + 30.0 + 1.0
+    assert after.usd_per_hour == 7200.0
+    again = Meter.from_plain(BudgetSpec(), after.to_plain())
+    again.resume(111.0, {}, leave_s=30.0)
+    assert again.spent_usd == 151.0 + 1.0, "the newcomer's first second was paid before"
+
+
+def test_what_is_no_meter_is_refused() -> None:
+    for plain in ({}, {"spent_usd": "a", "at_s": 0, "machines": {}}, {"spent_usd": 1, "at_s": 0}):
+        with pytest.raises((KeyError, ValueError, TypeError)):
+            Meter.from_plain(BudgetSpec(), plain)

@@ -33,7 +33,7 @@ def test_groups_are_the_specs_inside() -> None:
     assert groups_of(GenerateSpec) == ()
     assert set(groups_of(RunSpec)) == {
         *("model", "data", "optim", "strategy", "precision", "batch"),
-        *("memory", "checkpoint", "scale", "report"),
+        *("memory", "checkpoint", "scale", "report", "placement", "budget"),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from tidemill.data import cache
@@ -18,7 +19,7 @@ from tidemill.data.stream import Split, Stream, SyntheticStream, TokenStream, co
 from tidemill.data.text import open_text
 from tidemill.data.tokens import open_tokens
 from tidemill.errors import DataError
-from tidemill.spec.base import digest_of, to_plain
+from tidemill.spec.base import Plain, digest_of, to_plain
 from tidemill.spec.training import DataSpec, SyntheticSpec, TextSpec, TokensSpec
 from tidemill.storage import Location, locate
 
@@ -137,7 +138,7 @@ def _synthetic(spec: SyntheticSpec) -> Corpus:
     return Corpus(
         uri="",
         vocab=spec.vocab,
-        digest=digest_of(to_plain(spec)),
+        digest=digest_of(_plain_without(spec, spec.WHERE)),
         train_tokens=0,
         val_tokens=0,
         train_documents=spec.samples,
@@ -148,9 +149,13 @@ def _synthetic(spec: SyntheticSpec) -> Corpus:
 
 def _fingerprint(spec: DataSpec, source: Source) -> str:
     """Name of the cached corpus: the files as they are now, and what is made of them."""
-    plain = {key: value for key, value in to_plain(spec).items() if key not in {"paths", "exclude"}}
+    plain = _plain_without(spec, {"tier", "paths", "exclude"})
     files = [[file.location.uri, file.size, file.modified_ns] for file in source.files]
     return digest_of({"schema": cache.SCHEMA, "spec": plain, "files": files})[:32]
+
+
+def _plain_without(spec: DataSpec, keys: Collection[str]) -> Plain:
+    return {key: value for key, value in to_plain(spec).items() if key not in keys}
 
 
 def _require_sample(corpus: Corpus, sequence: int) -> None:

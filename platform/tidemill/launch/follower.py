@@ -25,6 +25,8 @@ class Follower:
         step: Steps that the newest checkpoint has taken.
         last_step: Number of the last step recorded by this launch; None before the first.
         finished: Whether the run is done.
+        step_s: Seconds of the longest step.
+        save_s: Seconds of the longest save.
     """
 
     def __init__(self, ready: Preflight) -> None:
@@ -36,6 +38,7 @@ class Follower:
         self.step = ready.step
         self.last_step: int | None = None
         self.finished = False
+        self.step_s = self.save_s = 0.0
 
     def feed(self, view: LiveView | None) -> None:
         """Pass new events on to `view`, but for the last failure: the driver tells of that itself.
@@ -73,10 +76,12 @@ class Follower:
         match event.kind:
             case EventKind.checkpoint_saved:
                 self.step = event.fields["step"]
+                self.save_s = max(self.save_s, event.fields.get("seconds", 0.0))
             case EventKind.restored if event.fields.get("source", "storage") == "storage":
                 self.step = event.fields["step"]
             case EventKind.step:
                 self.last_step = event.fields["step"]
+                self.step_s = max(self.step_s, event.fields.get("seconds", 0.0))
             case EventKind.finished:
                 self.finished = True
             case _:

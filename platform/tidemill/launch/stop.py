@@ -21,6 +21,8 @@ from tidemill.storage import Location, children, publish, remove
 LOCAL_POLL_S = 0.2
 REMOTE_POLL_S = 2.0
 SIGNALLED = 128
+OUT_OF_BUDGET = 4
+"""Exit code of a run that stopped because money or time ran short."""
 
 _GOING_ON = re.compile(r"launch-a(\d{4,})")
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 from tidemill.checkpoint.manifest import committed, parse_name
 from tidemill.errors import HopelessError, SpecError, StorageError, TidemillError
 from tidemill.launch.drivers import Drivers, Ending, LocalDrivers
-from tidemill.launch.stop import SIGNALLED
+from tidemill.launch.stop import OUT_OF_BUDGET, SIGNALLED
 from tidemill.report.codec import decode_events
 from tidemill.report.sinks import find_logs
 from tidemill.spec.progress import EventKind
@@ -235,7 +235,7 @@ class Supervisor:
 
         What is refused at first is refused again; but storage may fail for a while later on.
         """
-        final = {DONE, HOPELESS, *STOPPED, *([] if trained else [REFUSED])}
+        final = {DONE, HOPELESS, OUT_OF_BUDGET, *STOPPED, *([] if trained else [REFUSED])}
         return ending.code in final or bool(self._signals.stopping)
 
     def _pause_s(self, in_vain: int) -> float:

@@ -23,8 +23,9 @@ from tidemill.launch.follower import Follower
 from tidemill.launch.judge import Judge
 from tidemill.launch.lock import sole_driver
 from tidemill.launch.preflight import Preflight
+from tidemill.launch.purse import Purse, open_purse
 from tidemill.launch.session import ray_session
-from tidemill.launch.stop import Interrupts
+from tidemill.launch.stop import OUT_OF_BUDGET, Interrupts
 from tidemill.launch.vaults import run_key, tended
 from tidemill.launch.worker import run_worker
 from tidemill.report.live import LiveView
@@ -43,19 +44,27 @@ class Outcome:
     Attributes:
         step: Steps that the newest checkpoint has taken.
         finished: Whether the run is done.
-        exit_code: 0, or 128 + the signal that stopped it.
+        exit_code: 0, `OUT_OF_BUDGET`, or 128 + the signal that stopped it.
+        reason: Why it stopped before it was done, if that was for money or time.
+        spent_usd: Dollars that its machines have cost over all launches; 0 if nobody says.
     """
 
     step: int
     finished: bool
     exit_code: int = 0
+    reason: str = ""
+    spent_usd: float = 0.0
 
     @property
     def message(self) -> str:
         """One line for people."""
+        cost = f", for {self.spent_usd:,.2f} usd" if self.spent_usd else ""
         if self.finished:
-            return f"finished {self.step} steps"
-        return f"stopped with a checkpoint at step {self.step}; the same command goes on from there"
+            return f"finished {self.step} steps{cost}"
+        stopped = f"stopped with a checkpoint at step {self.step}{cost}"
+        if self.reason:
+            return f"{stopped}: {self.reason}; with more, the same command goes on from there"
+        return f"{stopped}; the same command goes on from there"
 
 
 def train(ready: Preflight, say: Callable[[str], None]) -> Outcome:
@@ -84,17 +93,22 @@ def _drive(ready: Preflight, say: Callable[[str], None]) -> Outcome:
         ray_session(ready.spec, tell),
         _near_memory(ready),
         Interrupts(ready.run, ready.launch, tell) as signals,
+        open_purse(ready.spec, ready.run, ready.launch, tell) as purse,
     ):
         try:
-            _fit_until_done(ready, follower, view, tell, signals)
+            _fit_until_done(_Launch(ready, follower, view, tell, signals, purse))
         finally:
             follower.feed(view)
             if view is not None:
                 view.close()
+    if follower.finished:
+        return Outcome(step=follower.step, finished=True, spent_usd=purse.spent_usd)
     return Outcome(
         step=follower.step,
-        finished=follower.finished,
-        exit_code=0 if follower.finished else signals.exit_code,
+        finished=False,
+        exit_code=signals.exit_code or (OUT_OF_BUDGET if purse.reason else 0),
+        reason=purse.reason,
+        spent_usd=purse.spent_usd,
     )
 
 
@@ -106,30 +120,36 @@ def _near_memory(ready: Preflight) -> contextlib.AbstractContextManager[None]:
     return tended(key, anew=ready.launch == 1)
 
 
-def _fit_until_done(
-    ready: Preflight,
-    follower: Follower,
-    view: LiveView | None,
-    say: Callable[[str], None],
-    signals: Interrupts,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """What takes part in a launch beside Ray."""
+
+    ready: Preflight
+    follower: Follower
+    view: LiveView | None
+    say: Callable[[str], None]
+    signals: Interrupts
+    purse: Purse
+
+
+def _fit_until_done(launch: _Launch) -> None:
     """Start the controller, again if it was lost itself; the workers' failures it judges alone."""
-    judge = Judge(ready.spec.scale.max_failures)
-    while (raised := _fit(ready, follower, view, signals)) is not None:
+    follower = launch.follower
+    judge = Judge(launch.ready.spec.scale.max_failures)
+    while (raised := _fit(launch)) is not None:
         failure = diagnose(raised)
         follower.note_failure(failure.error)
         verdict = judge.judge(failure.error, follower.last_step, failure.fault)
-        if failure.judged or signals.received:
+        if failure.judged or launch.signals.received or launch.purse.reason:
             raise failure.error
         if verdict.error is not None:
             raise verdict.error
-        say(f"{failure.error}; going on from the newest state (failure {verdict.failures})")
+        launch.say(f"{failure.error}; going on from the newest state (failure {verdict.failures})")
 
 
-def _fit(
-    ready: Preflight, follower: Follower, view: LiveView | None, signals: Interrupts
-) -> BaseException | None:
+def _fit(launch: _Launch) -> BaseException | None:
     """One life of the controller; what ended it, or None."""
+    ready, follower, purse = launch.ready, launch.follower, launch.purse
     failed: list[BaseException] = []
 
     def fit() -> None:
@@ -143,9 +163,11 @@ def _fit(
     thread.start()
     while thread.is_alive():
         thread.join(LOCAL_POLL_S if ready.run.is_local else REMOTE_POLL_S)
-        follower.feed(view)
-        signals.raise_if_repeated()
-    follower.feed(view)
+        follower.feed(launch.view)
+        launch.signals.raise_if_repeated()
+        purse.saving_takes(follower.step_s + follower.save_s)
+        purse.raise_if_overdue()
+    follower.feed(launch.view)
     return failed[0] if failed else None
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from tidemill.spec.placement import BudgetSpec
 
+ACCOUNT = "purse.json"
+"""File of a run that has its meter between two launches."""
 HOUR_S = 3600.0
 
 
@@ -169,9 +171,40 @@ class Meter:
         added_usd = _cost_usd(extra, until_s, price.most_usd_per_hour)
         return self.forecast_usd(horizon.seconds) + added_usd <= budget.max_total_usd
 
+    def resume(self, now_s: float, machines: Mapping[str, Price], leave_s: float) -> None:
+        """Go on after nobody has looked for a while.
+
+        Machines that are still there were paid all the time; others may have been, but no longer
+        than they take to be given back.
+
+        Args:
+            now_s: Seconds since the epoch.
+            machines: As for `observe`.
+            leave_s: Seconds until a machine that is not used is given back, at most.
+        """
+        left_s = min(now_s, self._seen_s + leave_s)
+        self.observe(left_s, {name: machines[name] for name in self._running.keys() & machines})
+        self.observe(now_s, machines)
+
     def to_plain(self) -> dict[str, Any]:
         """As JSON, for the next launch."""
-        return {"spent_usd": self._spent_usd, "at_s": self._seen_s}
+        machines = {name: asdict(machine) for name, machine in self._running.items()}
+        return {"spent_usd": self._spent_usd, "at_s": self._seen_s, "machines": machines}
+
+    @classmethod
+    def from_plain(
+        cls, budget: BudgetSpec, plain: Mapping[str, Any], *, deadline_s: float = math.inf
+    ) -> Meter:
+        """The meter of an earlier launch, which `resume` is to follow.
+
+        Raises:
+            KeyError, TypeError, ValueError: `plain` is not what `to_plain` made.
+        """
+        meter = cls(budget, deadline_s=deadline_s, spent_usd=float(plain["spent_usd"]))
+        meter._seen_s = float(plain["at_s"])
+        for name, machine in plain["machines"].items():
+            meter._running[name] = _Running(**machine | {"price": Price(**machine["price"])})
+        return meter
 
     def _pay(self, name: str, until_s: float, usd_per_hour: float) -> None:
         machine = self._running[name]

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
+from tidemill.plan.meter import ACCOUNT
 from tidemill.report.events import read_events
 from tidemill.report.goodput import measure_goodput, say_goodput
 from tidemill.report.ledger import AttemptReport, Ending, RunReport, make_run_report
@@ -46,27 +47,29 @@ def write_summary(run: Location) -> Location:
         StorageError: The run cannot be read or the summary not written.
     """
     report = make_run_report(read_events(run))
-    spec = _read_spec(run)
+    spec, account = _read_plain(run / "spec.json"), _read_plain(run / ACCOUNT)
     if report is not None and report.steps:
         publish(run / CURVE, draw_loss(report, name=run.name, caption=_caption(report, spec)))
-    text = "\n".join(_page(run, spec, report)) + "\n"
+    text = "\n".join(_page(run, spec, report, account)) + "\n"
     publish(run / SUMMARY, text.encode(errors="backslashreplace"))
     return run / SUMMARY
 
 
-def _read_spec(run: Location) -> dict[str, Any]:
-    """The run's configuration, as written; empty if it never was, or is no JSON object."""
-    if not exists(run / "spec.json"):
+def _read_plain(place: Location) -> dict[str, Any]:
+    """A JSON object of the run's, as written; empty if it never was, or is none."""
+    if not exists(place):
         return {}
     try:
-        plain: Any = json.loads(read_bytes(run / "spec.json"))
+        plain: Any = json.loads(read_bytes(place))
     except ValueError as error:
-        logger.warning("no configuration in the summary of %s: %s", run, error)
+        logger.warning("the summary goes without %s: %s", place, error)
         return {}
     return cast("dict[str, Any]", plain) if isinstance(plain, dict) else {}
 
 
-def _page(run: Location, spec: Plain, report: RunReport | None) -> Iterator[str]:
+def _page(
+    run: Location, spec: Plain, report: RunReport | None, account: Plain
+) -> Iterator[str]:
     yield f"# {run.name}"
     yield ""
     if report is None:
@@ -76,7 +79,7 @@ def _page(run: Location, spec: Plain, report: RunReport | None) -> Iterator[str]
         if report.steps:
             yield from ("", f"![Loss by step]({CURVE})")
         yield from ("", "| | |", "|---|---|")
-        yield from (f"| {name} | {value} |" for name, value in _facts(report, spec))
+        yield from (f"| {name} | {value} |" for name, value in _facts(report, spec, account))
         yield from ("", "## Attempts", "")
         yield from _attempts(report)
         yield from _section("Restarts", tell_restarts(report))
@@ -108,7 +111,7 @@ def _outcome(report: RunReport, spec: Plain) -> str:
             return f"**No last word** {after}: killed, or still going on."
 
 
-def _facts(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
+def _facts(report: RunReport, spec: Plain, account: Plain) -> Iterator[tuple[str, str]]:
     yield from _setup(report, spec)
     if report.steps:
         last = report.steps[-1].fields
@@ -124,6 +127,9 @@ def _facts(report: RunReport, spec: Plain) -> Iterator[tuple[str, str]]:
         yield "Tokens", f"{show_count(report.tokens)} at {pace} per second"
     attempts = count_noun(len(report.attempts), "attempt")
     yield "Time", f"{show_duration(report.duration_s)} in {attempts}"
+    if isinstance(spent_usd := account.get("spent_usd"), int | float) and spent_usd:
+        most = _part(spec, "budget").get("max_total_usd")
+        yield "Cost", f"{spent_usd:,.2f} usd" + (f" of {most:,.2f}" if most else "")
     if report.training_s > 0:
         yield "Goodput", say_goodput(measure_goodput(report))
 

@@ -112,14 +112,19 @@ class PlacementSpec(Spec):
 class BudgetSpec(Spec):
     """What a run may cost; 0 sets no limit.
 
-    A limit holds for what is spent, not for what is hoped: shortly before money or time run out,
-    the run saves a checkpoint and stops.
+    A limit holds for what is spent, not for what is hoped: shortly before money runs out, the run
+    saves a checkpoint and stops, and what it needs for that is kept back.
 
     Attributes:
         max_usd_per_hour: Dollars an hour, of all machines together.
-        max_total_usd: Dollars from first to last, storage and transfer included.
+        max_total_usd: Dollars from first to last, over all launches.
         max_usd_per_gpu_hour: Dollars an hour and GPU, of any machine.
         allow_stale_prices: Whether limits may be judged by prices that are old.
+        node_usd_per_hour: Price of a machine without the label `tidemill.io/usd-per-hour`.
+        set_aside_usd: Kept for what no machine shows: storage and transfer, as the plan says.
+        share: Of the cluster's price that this run bears, if it is not alone there.
+        save_s: Seconds kept to save the last checkpoint; more where saving has taken longer.
+        leave_s: Seconds until the last machine is given back after that.
     """
 
     GROUP: ClassVar[str] = "budget"
@@ -128,9 +133,16 @@ class BudgetSpec(Spec):
     max_total_usd: float = 0.0
     max_usd_per_gpu_hour: float = 0.0
     allow_stale_prices: bool = False
+    node_usd_per_hour: float = 0.0
+    set_aside_usd: float = 0.0
+    share: float = 1.0
+    save_s: float = 120.0
+    leave_s: float = 300.0
 
     def __post_init__(self) -> None:
         self.require_at_least(0, "max_usd_per_hour", "max_total_usd", "max_usd_per_gpu_hour")
+        self.require_at_least(0, "node_usd_per_hour", "set_aside_usd", "save_s", "leave_s")
+        self.require_between(0.01, 1.0, "share")
 
     @property
     def limited(self) -> bool:

@@ -6,12 +6,16 @@ runs (strategy, world, storage) is deliberately not part of that: a run may move
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import field
 from enum import StrEnum
 from typing import ClassVar
 
 from tidemill.spec.base import Plain, Spec, digest_of, spec, to_plain
 from tidemill.spec.checkpoint import CheckpointSpec
+from tidemill.spec.duration import parse_duration
+from tidemill.spec.placement import BudgetSpec, PlacementSpec
 from tidemill.spec.scale import ScaleSpec
 from tidemill.spec.strategy import (
     DdpSpec,
@@ -87,6 +91,8 @@ class RunSpec(Spec):
         resume: `auto` goes on if it can, `never` refuses a used name, `must` refuses a fresh one.
         reproducibility: `bitwise` gives the same bits at any number of workers (DDP only); a step
             is then cut by `batch.micro_size` alone, which so becomes part of the mathematics.
+        deadline: Time from the first launch by which the run must be done, e.g. `12h`, `1d12h`;
+            empty if it need not. Shortly before it, the run saves a checkpoint and stops.
     """
 
     name: str
@@ -104,7 +110,15 @@ class RunSpec(Spec):
     checkpoint: CheckpointSpec
     scale: ScaleSpec
     report: ReportSpec
+    placement: PlacementSpec = field(default_factory=PlacementSpec)
+    budget: BudgetSpec = field(default_factory=BudgetSpec)
     reproducibility: Reproducibility = Reproducibility.standard
+    deadline: str = ""
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds from the first launch until the run must be done; infinite if it need not."""
+        return parse_duration(self.deadline) if self.deadline else math.inf
 
     @property
     def bitwise(self) -> bool:
@@ -121,6 +135,10 @@ class RunSpec(Spec):
         self.require_between(0, 2**63 - 1, "seed")
         self.require_at_least(1, "steps")
         self.require(bool(self.storage), "storage", "is empty", "name a directory or a URI")
+        try:
+            parse_duration(self.deadline or "1s")
+        except ValueError as error:
+            self.require(False, "deadline", str(error), "use e.g. 90m, 12h or 1d12h")  # noqa: FBT003
         self.require(
             not isinstance(self.strategy, DeepSpeedSpec)
             or self.precision.kind is not PrecisionKind.fp16

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from tidemill.spec.base import Spec, spec
+from tidemill.spec.placement import Tier
 
 
 @spec
@@ -75,9 +76,16 @@ class CustomModelSpec(ModelSpec):
 
 @spec
 class DataSpec(Spec):
-    """Where tokens come from. Variants: `TextSpec`, `TokensSpec`, `SyntheticSpec`."""
+    """Where tokens come from. Variants: `TextSpec`, `TokensSpec`, `SyntheticSpec`.
+
+    Attributes:
+        tier: Least trusted machine that these data may be on, whatever the run allows.
+    """
 
     GROUP: ClassVar[str] = "data"
+    WHERE: ClassVar[frozenset[str]] = frozenset({"tier"})
+
+    tier: Tier = Tier.community
 
 
 @spec
@@ -91,7 +99,7 @@ class TextSpec(DataSpec):
         held_out: Share of documents kept for validation, chosen by a hash of their content.
     """
 
-    WHERE: ClassVar[frozenset[str]] = frozenset({"paths", "exclude"})
+    WHERE: ClassVar[frozenset[str]] = frozenset({"tier", "paths", "exclude"})
 
     paths: list[str] = field(default_factory=list[str])
     exclude: list[str] = field(default_factory=list[str])
@@ -112,7 +120,7 @@ class TokensSpec(DataSpec):
         held_out: Share of documents kept for validation, chosen by a hash of their content.
     """
 
-    WHERE: ClassVar[frozenset[str]] = frozenset({"paths", "column"})
+    WHERE: ClassVar[frozenset[str]] = frozenset({"tier", "paths", "column"})
 
     paths: list[str]
     vocab: int
