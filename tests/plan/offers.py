@@ -102,7 +102,11 @@ questions = st.builds(
     worlds=st.sampled_from([(1, 2, 3, 4), (4,), (2, 3), (1,)]),
     hours=st.just(hours),
     haul=hauls,
-    recovery=recoveries,
+    recovery=st.builds(
+        lambda together, alone: lambda hours, is_alone: alone if is_alone else together,
+        recoveries,
+        recoveries,
+    ),
     network=st.sampled_from([Network.private, Network.public]),
     limits=limits,
 )

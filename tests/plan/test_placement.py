@@ -15,7 +15,7 @@ from tests.plan.offers import (
     offers,
     questions,
 )
-from tidemill.plan.bill import MICRO, Haul, Work, make_bill, make_share, waiting_s
+from tidemill.plan.bill import MICRO, Haul, make_bill, make_share, waiting_s
 from tidemill.plan.hazard import HOUR_S, Recovery
 from tidemill.plan.mixes import Limits
 from tidemill.plan.offers import Offer
@@ -29,7 +29,7 @@ def as_choice(mix: Machines, question: Question) -> Choice:
     machines = sum(count for _, count in mix)
     slowest = min((offer.network for offer, _ in mix), key=lambda network: network.rank)
     took = max(hours(offer.gpu, world, None if machines == 1 else slowest) for offer, _ in mix)
-    work = Work(world=world, hours=took, haul=question.haul, recovery=question.recovery)
+    work = question.work(world, took, alone=machines == 1)
     standing_h = sum(make_share(offer, work).standing_h * count for offer, count in mix)
     wait_h = max(waiting_s(offer, question.haul) for offer, _ in mix) / HOUR_S
     return Choice(
@@ -77,7 +77,7 @@ def ask(**wanted: object) -> Question:
         "worlds": (1, 2, 4, 8),
         "hours": hours,
         "haul": Haul(image_gib=8.0, dataset_gib=10.0),
-        "recovery": Recovery(stall_s=2.0),
+        "recovery": lambda hours, alone: Recovery(stall_s=2.0),
         "network": Network.private,
         "limits": Limits(),
     }

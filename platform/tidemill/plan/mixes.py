@@ -8,12 +8,16 @@ any of them is dropped. What is left at the end contains the cheapest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tidemill.plan.bill import Work, make_share, storage_usd, waiting_s
 from tidemill.plan.hazard import HOUR_S
 from tidemill.plan.offers import Offer
+
+ROUNDING = 1e-9
+"""Share of a sum by which another order of its terms may change it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,7 @@ class _Partial:
 
     @property
     def sums(self) -> tuple[float, ...]:
+        """What no other may exceed to be as good, those first that tell most apart."""
         return (self.usd, self.usd_per_hour, self.standing_h, self.wait_h, float(self.machines))
 
     @property
@@ -79,16 +84,24 @@ def cheapest_mix(
         Offers and how many of each; None if there is no such mix.
     """
     world, fixed_usd = work.world, storage_usd(work)
-    units = _prune(_units(offers, work, limits), world)
+    units = sorted(_prune(_units(offers, work, limits), world), key=_usd_per_gpu)
+    # What is cheapest by the GPU as far as it goes is a ceiling for all mixes; and what is still
+    # missing from one comes from kinds further on, none of which costs less by the GPU.
+    ceiling = _greedy_usd(units, work, limits) * (1 + ROUNDING)
+    floors = [*map(_usd_per_gpu, units), math.inf][1:]
     table: list[list[_Partial]] = [[] for _ in range(world + 1)]
     table[0] = [_Partial()]
-    for number, unit in enumerate(units):
+    for number, (unit, floor) in enumerate(zip(units, floors, strict=True)):
         for have in range(world - unit.offer.gpus, -1, -1):
             for partial in table[have]:
                 for count in range(1, min(unit.most, (world - have) // unit.offer.gpus) + 1):
+                    gpus = have + count * unit.offer.gpus
                     grown = _grown(partial, unit, number, count)
-                    if _is_within(grown, work.hours, fixed_usd, limits):
-                        _keep(table[have + count * unit.offer.gpus], grown)
+                    missing_usd = (world - gpus) * floor if gpus < world else 0.0
+                    if grown.total_usd + missing_usd <= ceiling and _is_within(
+                        grown, work.hours, fixed_usd, limits
+                    ):
+                        _keep(table[gpus], grown)
     best = min(table[world], key=lambda found: (found.total_usd, found.machines), default=None)
     if best is None or not best.picks:
         return None
@@ -104,6 +117,23 @@ def lone_mix(offer: Offer, work: Work, limits: Limits) -> tuple[tuple[Offer, int
     grown = _grown(_Partial(), units[0], 0, count)
     within = _is_within(grown, work.hours, storage_usd(work), limits)
     return ((offer, count),) if within else None
+
+
+def _greedy_usd(units: Iterable[_Unit], work: Work, limits: Limits) -> float:
+    """What a mix costs that takes one kind after the other; infinite if that is none."""
+    mix, missing = _Partial(), work.world
+    for number, unit in enumerate(units):
+        count = min(unit.most, missing // unit.offer.gpus)
+        if count:
+            mix = _grown(mix, unit, number, count)
+            missing -= count * unit.offer.gpus
+    if missing or not _is_within(mix, work.hours, storage_usd(work), limits):
+        return math.inf
+    return mix.total_usd
+
+
+def _usd_per_gpu(unit: _Unit) -> float:
+    return unit.usd / unit.offer.gpus
 
 
 def _units(offers: Iterable[Offer], work: Work, limits: Limits) -> list[_Unit]:

@@ -8,7 +8,7 @@ comes from outside, prices from offers, and terms from the bill.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidemill.plan.bill import Bill, Haul, Work, make_bill, make_share, waiting_s
 from tidemill.plan.hazard import HOUR_S, Recovery
@@ -20,6 +20,8 @@ Machines = tuple[tuple[Offer, int], ...]
 Hours = Callable[[str, int, Network | None], float | None]
 """Hours of training by name of the GPU, world and what connects machines, None for a single one;
 None if it does not fit."""
+Recoveries = Callable[[float, bool], Recovery]
+"""What the loss of a machine costs, by hours of training and whether it is the only one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,7 @@ class Question:
         worlds: Sizes that the run may have.
         hours: Of training, see `Hours`.
         haul: What it moves and keeps.
-        recovery: What the loss of a machine costs it.
+        recovery: What the loss of a machine costs it, see `Recoveries`.
         network: Slowest connection between machines.
         limits: What may not be exceeded.
     """
@@ -38,9 +40,14 @@ class Question:
     worlds: Sequence[int]
     hours: Hours
     haul: Haul
-    recovery: Recovery
+    recovery: Recoveries
     network: Network
     limits: Limits
+
+    def work(self, world: int, hours: float, *, alone: bool) -> Work:
+        """What is to be done by a group, which may be on a single machine."""
+        recovery = self.recovery(hours, alone)
+        return Work(world=world, hours=hours, haul=self.haul, recovery=recovery)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +165,8 @@ def _mix(group: Sequence[Offer], world: int, question: Question) -> Choice | Non
     """The cheapest mix of one size. A group is as fast as its slowest GPUs, so each is tried."""
     best: Choice | None = None
     for machines, hours in _candidates(group, world, question):
-        work = Work(world=world, hours=hours, haul=question.haul, recovery=question.recovery)
-        choice = _choice(machines, work)
+        alone = sum(count for _, count in machines) == 1
+        choice = _choice(machines, question.work(world, hours, alone=alone))
         if best is None or choice.bill.total < best.bill.total:
             best = choice
     return best
@@ -169,26 +176,28 @@ def _candidates(
     group: Sequence[Offer], world: int, question: Question
 ) -> Iterator[tuple[Machines, float]]:
     """The cheapest machines for each speed that the group can have, and hours at that speed."""
-
-    def work(hours: float) -> Work:
-        return Work(world=world, hours=hours, haul=question.haul, recovery=question.recovery)
-
     for offer in group:
         hours = question.hours(offer.gpu, world, None) if offer.gpus == world else None
-        mix = lone_mix(offer, work(hours), question.limits) if hours is not None else None
-        if mix is not None and hours is not None:
-            yield mix, hours
-    usable = [offer for offer in group if offer.network.rank >= question.network.rank]
+        if hours is not None:
+            work = question.work(world, hours, alone=True)
+            if (mix := lone_mix(offer, work, question.limits)) is not None:
+                yield mix, hours
+    usable = [
+        offer
+        for offer in group
+        if offer.gpus < world and offer.network.rank >= question.network.rank
+    ]
     if not usable:
         return
     slowest = min((offer.network for offer in usable), key=lambda network: network.rank)
     speeds = {gpu: question.hours(gpu, world, slowest) for gpu in {o.gpu for o in usable}}
     for hours in sorted({hours for hours in speeds.values() if hours is not None}):
         fast = [offer for offer in usable if _within(speeds[offer.gpu], hours)]
+        work = question.work(world, hours, alone=False)
         if len(fast) == 1:
-            mix = lone_mix(fast[0], work(hours), question.limits)
+            mix = lone_mix(fast[0], work, question.limits)
         else:
-            mix = cheapest_mix(fast, work(hours), question.limits)
+            mix = cheapest_mix(fast, work, question.limits)
         if mix is not None:
             yield mix, hours
 
@@ -222,14 +231,7 @@ def _why_not(offer: Offer, question: Question) -> tuple[str, str]:
         )
     if offer.available is not None and offer.available * offer.gpus < least:
         return f"{offer.available} left, and the run needs {least} GPUs", "scale.min_workers"
-    free = Question(
-        worlds=question.worlds,
-        hours=question.hours,
-        haul=question.haul,
-        recovery=question.recovery,
-        network=question.network,
-        limits=Limits(),
-    )
+    free = replace(question, limits=Limits())
     choice = _best([offer], free)
     if choice is None:
         return "no number of such machines gives a size that the run may have", "scale.min_workers"
