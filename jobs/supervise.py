@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 from tidemill.compose import compose, run_door
+from tidemill.spec.keys import split
 from tidemill.spec.run import RunSpec
-from tidemill.spec.supervise import SuperviseSpec, split
+from tidemill.spec.supervise import SuperviseSpec
 
-OWN, RUN = split(sys.argv[1:])
+OWN, RUN = split(sys.argv[1:], SuperviseSpec)
 
 
 def say(line: str) -> None:

@@ -103,7 +103,7 @@ questions = st.builds(
     hours=st.just(hours),
     haul=hauls,
     recovery=st.builds(
-        lambda together, alone: lambda hours, is_alone: alone if is_alone else together,
+        lambda together, alone: lambda _hours, is_alone: alone if is_alone else together,
         recoveries,
         recoveries,
     ),

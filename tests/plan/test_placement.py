@@ -77,7 +77,7 @@ def ask(**wanted: object) -> Question:
         "worlds": (1, 2, 4, 8),
         "hours": hours,
         "haul": Haul(image_gib=8.0, dataset_gib=10.0),
-        "recovery": lambda hours, alone: Recovery(stall_s=2.0),
+        "recovery": lambda _hours, _alone: Recovery(stall_s=2.0),
         "network": Network.private,
         "limits": Limits(),
     }

@@ -9,9 +9,10 @@ import pytest
 from tests.test_conf import CONF
 from tidemill.compose import compose
 from tidemill.errors import SpecError
-from tidemill.spec.keys import keys_of
+from tidemill.spec.keys import keys_of, split
+from tidemill.spec.plan import PlanSpec
 from tidemill.spec.run import RunSpec
-from tidemill.spec.supervise import SuperviseSpec, split
+from tidemill.spec.supervise import SuperviseSpec
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,8 @@ def test_a_command_line_is_parted() -> None:
         [
             *("name=mill", "tries=3", "experiment=parity", "+data.paths=[a]", "~report"),
             *("--help", "--cfg=job", "first_pause_s=0", "prompt=tries=1", "stray"),
-        ]
+        ],
+        SuperviseSpec,
     )
     assert own == ["tries=3", "--help", "--cfg=job", "first_pause_s=0", "stray"]
     assert run == ["name=mill", "experiment=parity", "+data.paths=[a]", "~report", "prompt=tries=1"]
@@ -51,6 +53,7 @@ def test_a_command_line_is_parted() -> None:
 
 def test_no_key_means_two_things() -> None:
     assert not set(keys_of(SuperviseSpec)) & set(keys_of(RunSpec))
+    assert not set(keys_of(PlanSpec)) & set(keys_of(RunSpec))
 
 
 def test_help_shows_all_keys() -> None:

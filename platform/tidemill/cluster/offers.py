@@ -87,8 +87,8 @@ def look_for_offers(spec: FleetSpec, environment: Mapping[str, str], *, now_s: f
         asked=_asked(spec),
         offers=tuple(shown),
         more=len(rows) - len(shown),
-        skipped=_told(market.refusals),
-        refused=_told(refused),
+        skipped=told(market.refusals),
+        refused=told(refused),
     )
 
 
@@ -162,7 +162,8 @@ def _asked(spec: FleetSpec) -> str:
     return f"{kind}, {spec.hours:g} hours" + (f", {spec.data_gib:g} GiB" if spec.data_gib else "")
 
 
-def _told(refusals: Iterable[Refusal]) -> tuple[RefusalRow, ...]:
+def told(refusals: Iterable[Refusal]) -> tuple[RefusalRow, ...]:
+    """Refusals as rows of a page."""
     return tuple(
         RefusalRow(subject=why.subject, reason=why.reason, remedy=why.remedy) for why in refusals
     )

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tidemill.spec.base import Spec
 from tidemill.spec.doors import AuditSpec, CheckpointsSpec, ExportSpec, GenerateSpec
 from tidemill.spec.fleet import FleetSpec
+from tidemill.spec.plan import PlanSpec
 from tidemill.spec.replay import ReplaySpec
 from tidemill.spec.run import RunSpec
 from tidemill.spec.strategy import DdpSpec, DeepSpeedSpec, Fsdp2Spec
@@ -51,6 +52,7 @@ SCHEMAS: dict[str, type[Spec]] = {
     "supervise": SuperviseSpec,
     "replay": ReplaySpec,
     "fleet": FleetSpec,
+    "plan": PlanSpec,
     "model/gpt": GptSpec,
     "model/custom": CustomModelSpec,
     "data/text": TextSpec,

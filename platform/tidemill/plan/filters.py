@@ -105,6 +105,8 @@ def _hardware(offer: Offer, rule: Rule) -> Why:
 
 def _ability(gpu: Gpu, rule: Rule) -> Why:
     least = rule.placement.min_capability
+    if not gpu.capability:
+        return f"{gpu.name} has no CUDA, which the torch that workers install is built for", ""
     if not gpu.tflops[rule.precision]:
         return f"{gpu.name} has no {rule.precision} units", "precision=fp16 or precision=fp32"
     if gpu.capability < least:

@@ -226,8 +226,8 @@ def _why_not(offer: Offer, question: Question) -> tuple[str, str]:
         return f"{offer.gpus} GPUs, and the run has use for {most}", f"scale.workers={offer.gpus}"
     if offer.network.rank < question.network.rank and offer.gpus < least:
         return (
-            f"its machines share no {question.network} network, and one has {offer.gpus} GPUs",
-            f"placement.network={offer.network} or scale.min_workers={offer.gpus}",
+            f"its machines share no {question.network} network, and one has too few GPUs",
+            f"placement.network={offer.network}, or a smaller scale.min_workers",
         )
     if offer.available is not None and offer.available * offer.gpus < least:
         return f"{offer.available} left, and the run needs {least} GPUs", "scale.min_workers"

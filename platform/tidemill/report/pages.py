@@ -22,6 +22,7 @@ from tidemill.report.cells import (
     say_problem,
     say_state,
 )
+from tidemill.report.forecast import PlanPage, plan_page
 from tidemill.report.inventory import (
     TORN,
     WHOLE,
@@ -40,7 +41,7 @@ from tidemill.report.sheets import anatomy_page, differences_page
 
 NEVER_COMMITTED = "no manifest, so never committed: being written, or left behind by a kill"
 
-Answer = Page | Audit | OffersPage | ProvidersPage
+Answer = Page | Audit | OffersPage | ProvidersPage | PlanPage
 """Whatever a door is asked for."""
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def _parts(page: Answer, now_s: float) -> Iterator[RenderableType]:
             yield from offers_page(page)
         case ProvidersPage():
             yield from providers_page(page)
+        case PlanPage():
+            yield from plan_page(page)
 
 
 def make_proof_line(proof: Proof) -> Text:

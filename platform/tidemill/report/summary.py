@@ -67,9 +67,7 @@ def _read_plain(place: Location) -> dict[str, Any]:
     return cast("dict[str, Any]", plain) if isinstance(plain, dict) else {}
 
 
-def _page(
-    run: Location, spec: Plain, report: RunReport | None, account: Plain
-) -> Iterator[str]:
+def _page(run: Location, spec: Plain, report: RunReport | None, account: Plain) -> Iterator[str]:
     yield f"# {run.name}"
     yield ""
     if report is None:

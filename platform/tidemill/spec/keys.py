@@ -7,7 +7,7 @@ has the key.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -82,6 +82,21 @@ def unknown_key(key: str, schema: type[Spec]) -> SpecError:
     else:
         remedy = "--cfg job shows all keys"
     return SpecError(key, "there is no such key", remedy)
+
+
+def split(typed: Iterable[str], schema: type[Spec]) -> tuple[list[str], list[str]]:
+    """Part a command line into what is for a door of its own, flags included, and a run's keys.
+
+    Args:
+        typed: The words of the line.
+        schema: What the door is asked for.
+    """
+    own, run = list[str](), list[str]()
+    for word in typed:
+        key, assigned, _ = word.partition("=")
+        theirs = (assigned or key.startswith("~")) and not key.startswith("-")
+        (run if theirs and key not in keys_of(schema) else own).append(word)
+    return own, run
 
 
 def _walk(owner: type[Spec], prefix: str) -> Iterator[tuple[str, Key]]:

@@ -6,10 +6,7 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from tidemill.spec.base import Spec, spec
-from tidemill.spec.keys import keys_of
 
 
 @spec
@@ -44,13 +41,3 @@ class SuperviseSpec(Spec):
             "use one like http://head:8265, or leave it empty to run on this machine",
         )
         self.require(bool(self.python), "python", "is empty", "name an interpreter of the cluster")
-
-
-def split(typed: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Part a command line into what is for the supervisor, flags included, and the run's keys."""
-    own, run = list[str](), list[str]()
-    for word in typed:
-        key, assigned, _ = word.partition("=")
-        theirs = (assigned or key.startswith("~")) and not key.startswith("-")
-        (run if theirs and key not in keys_of(SuperviseSpec) else own).append(word)
-    return own, run

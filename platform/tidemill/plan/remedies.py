@@ -1,0 +1,163 @@
+"""Remedies: why no machines can be had for a run, and which single change would help.
+
+A change is only named if it was tried and there were machines with it, so that nobody is sent from
+one refusal to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from tidemill.errors import SpecError
+from tidemill.plan.filters import sift
+from tidemill.plan.forecast import GIB, Forecaster, roomy
+from tidemill.plan.gpus import all_gpus
+from tidemill.plan.memory import advice, fits
+from tidemill.plan.mixes import Limits
+from tidemill.plan.offers import Offer
+from tidemill.plan.placement import Choice, place
+from tidemill.spec.placement import Network, PlacementSpec, Spot
+from tidemill.spec.run import RunSpec
+
+ENOUGH = 3
+"""Changes to name."""
+MARGIN = 1.1
+"""Times the expected cost or time to ask for, so that the next answer is not as tight."""
+
+
+def explain_nothing(forecaster: Forecaster, offers: Sequence[Offer]) -> SpecError:
+    """What to tell a person for whose run there are no machines.
+
+    Args:
+        forecaster: Knows the run.
+        offers: Everything that can be rented.
+    """
+    if not offers:
+        remedy = "use live=false for the catalogue that Tidemill brings along, or other providers"
+        return SpecError("placement.providers", "nobody offers any machine", remedy)
+    kept, refused = sift(offers, forecaster.rule())
+    tried = list(_helpful(forecaster, offers))
+    if not kept:
+        if roomy(forecaster, offers):
+            return _too_large(forecaster, offers, tried)
+        reasons = Counter((refusal.reason, refusal.remedy) for refusal in refused).most_common(3)
+        told = "; ".join(f"{count} because: {reason}" for (reason, _), count in reasons)
+        problem = f"all {len(offers)} offers are refused, {told}"
+        remedy = next((remedy for (_, remedy), _ in reasons if remedy), "ask for less")
+        return SpecError("placement", problem, _or(tried) or f"see {remedy}")
+    return _past_limits(forecaster, kept, tried)
+
+
+def _too_large(forecaster: Forecaster, offers: Sequence[Offer], tried: list[str]) -> SpecError:
+    most = max((offer.gpu_mem_gib for offer in roomy(forecaster, offers)), default=0.0)
+    need = min(forecaster.memory(world).total_bytes for world in forecaster.worlds) / GIB
+    problem = f"a rank needs {need:,.1f} GiB, and the largest GPU that may be used has {most:g}"
+    return SpecError("memory", problem, _or(tried) or "use a smaller model, or more workers")
+
+
+def _past_limits(forecaster: Forecaster, kept: Sequence[Offer], tried: list[str]) -> SpecError:
+    """There are machines, but not within the limits."""
+    spec, limits = forecaster.spec, forecaster.question().limits
+    free = place(kept, replace(forecaster.question(), limits=Limits()))
+    if free.best is None:
+        refusal = free.refused[0]
+        reason = f"no machines make a group of {spec.scale.least} to {spec.scale.workers}"
+        return SpecError(
+            "scale.workers", f"{reason}: {refusal.reason}", _or(tried) or refusal.remedy
+        )
+    quick = min(free.choices, key=lambda choice: choice.elapsed_h)
+    cheap = _cheapest(free.choices, limits.hours) or free.best
+    if limits.hours and quick.elapsed_h > limits.hours:
+        problem = f"the fastest machines, {quick.name}, take {quick.elapsed_h:,.1f} h"
+        raised = f"deadline={math.ceil(MARGIN * quick.elapsed_h)}h"
+        return SpecError("deadline", problem, _or([*tried, raised]))
+    if limits.usd and cheap.bill.usd > limits.usd:
+        usd = cheap.bill.usd + spec.budget.set_aside_usd
+        within = " in time" if limits.hours else ""
+        problem = f"the cheapest machines{within}, {cheap.name}, cost {usd:,.2f} usd in all"
+        raised = f"budget.max_total_usd={math.ceil(MARGIN * usd)}"
+        return SpecError("budget.max_total_usd", problem, _or([*tried, raised]))
+    rate = min(choice.usd_per_hour for choice in free.choices)
+    if limits.usd_per_hour and rate > limits.usd_per_hour:
+        raised = f"budget.max_usd_per_hour={math.ceil(rate)}"
+        problem = f"the cheapest machines cost {rate:,.2f} usd an hour"
+        return SpecError("budget.max_usd_per_hour", problem, _or([*tried, raised]))
+    problem = "no machines keep to deadline, budget and placement.max_nodes at once"
+    return SpecError("budget", problem, _or(tried) or "extend one of them")
+
+
+def _cheapest(choices: Sequence[Choice], hours: float) -> Choice | None:
+    """The cheapest of those that are done in so many hours, if there is such a limit."""
+    timely = (choice for choice in choices if not hours or choice.elapsed_h <= hours)
+    return min(timely, key=lambda choice: choice.bill.total, default=None)
+
+
+def _helpful(forecaster: Forecaster, offers: Sequence[Offer]) -> Iterator[str]:
+    """Changes with which there are machines, the mildest first."""
+    found = 0
+    for switch, changed in _changes(forecaster, offers):
+        with contextlib.suppress(SpecError):
+            other = Forecaster(changed, forecaster.facts)
+            usable, _ = sift(offers, other.rule())
+            if usable and place(usable, other.question()).choices:
+                yield switch
+                found += 1
+        if found == ENOUGH:
+            return
+
+
+def _changes(forecaster: Forecaster, offers: Sequence[Offer]) -> Iterator[tuple[str, RunSpec]]:
+    """Single changes to a run; none that shows data to those who must not see them."""
+    spec, scale = forecaster.spec, forecaster.spec.scale
+    if names := {offer.gpu for offer in roomy(forecaster, offers)}:
+        yield from _smaller(forecaster, names)
+    if not scale.elastic and scale.workers > 1:
+        yield "scale.min_workers=1", replace(spec, scale=replace(scale, min_workers=1))
+    for change, loosened in _looser(spec.placement):
+        yield f"placement.{change}", replace(spec, placement=loosened)
+    if not spec.budget.allow_stale_prices:
+        stale = replace(spec.budget, allow_stale_prices=True)
+        yield "budget.allow_stale_prices=true", replace(spec, budget=stale)
+    for workers in (2 * scale.workers, 4 * scale.workers):
+        if spec.deadline and workers <= spec.batch.global_size:
+            yield f"scale.workers={workers}", replace(spec, scale=replace(scale, workers=workers))
+
+
+def _looser(chosen: PlacementSpec) -> Iterator[tuple[str, PlacementSpec]]:
+    """A placement without one of the conditions that a person set; trust is not among them."""
+    if chosen.spot is not Spot.prefer:
+        yield "spot=prefer", replace(chosen, spot=Spot.prefer)
+    if not chosen.consumer:
+        yield "consumer=true", replace(chosen, consumer=True)
+    if chosen.network is not Network.public:
+        yield "network=public", replace(chosen, network=Network.public)
+    if chosen.gpus:
+        yield "gpus=[]", replace(chosen, gpus=[])
+    if chosen.regions:
+        yield "regions=[]", replace(chosen, regions=[])
+    if chosen.providers:
+        yield "providers=[]", replace(chosen, providers=[])
+    if chosen.min_reliability:
+        yield "min_reliability=0", replace(chosen, min_reliability=0.0)
+
+
+def _smaller(forecaster: Forecaster, names: set[str]) -> Iterator[tuple[str, RunSpec]]:
+    """What would make the run fit the largest of some GPUs."""
+    largest = max((all_gpus()[name] for name in names), key=lambda gpu: gpu.memory_gib)
+    world = max(forecaster.worlds)
+    if fits(forecaster.memory(world), largest):
+        return
+    facts = forecaster.facts
+    for found in advice(
+        forecaster.spec, largest, world=world, vocab=facts.vocab, footprint=facts.footprint
+    ):
+        yield found.switch, found.spec
+
+
+def _or(switches: Sequence[str]) -> str:
+    """Switches that are ways to go on."""
+    return f"use {' or '.join(switches[: ENOUGH + 1])}" if switches else ""
