@@ -170,7 +170,7 @@ def choose(run: Standing, markets: Sequence[Market]) -> Choice:
     firm = [market for market in there if not market.spot]
     sure = [m for m in firm if _finish_hours(run, m) <= run.left_hours + ROUNDING]
     if firm and not sure:
-        return _hurry(run, [market for market in there if market in firm or market.name == run.at])
+        return _hurry(run, [m for m in there if not m.spot or m.name == run.at])
     lead_hours = min((market.changeover_hours for market in firm), default=0.0)
     risk_hours = run.look_hours + run.unsaved_hours
     spare_hours = run.left_hours - run.work_hours - lead_hours if firm else math.inf
@@ -181,7 +181,7 @@ def choose(run: Standing, markets: Sequence[Market]) -> Choice:
     if not allowed:
         return Choice(market="", reason="no machines can be had now", finish_hours=done_hours)
     usable_hours = (run.left_hours - lead_hours - risk_hours) * (1 - RESERVE)
-    worth = _worth(run, [m for m in markets if m.spot or m in sure], usable_hours)
+    worth = _worth(run, [*(m for m in markets if m.spot), *sure], usable_hours)
     best = max(allowed, key=lambda market: (_gain_per_hour(run, market, worth), market.name))
     reason = f"{best.name} gives the most for its {best.usd_per_hour:.2f} usd/h, losses included"
     if spare_hours < risk_hours:
