@@ -13,6 +13,8 @@ from tidemill.compose import compose
 from tidemill.spec.base import Spec
 from tidemill.spec.doors import CheckpointsSpec, ExportSpec, GenerateSpec
 from tidemill.spec.fleet import FleetSpec
+from tidemill.spec.keys import split
+from tidemill.spec.plan import PlanSpec
 from tidemill.spec.run import RunSpec
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +27,7 @@ DOORS: dict[str, tuple[str, type[Spec], str]] = {
     "export": ("export", ExportSpec, ""),
     "checkpoints": ("checkpoints", CheckpointsSpec, "action"),
     "fleet": ("fleet", FleetSpec, "action"),
+    "plan": ("plan", PlanSpec, ""),
 }
 COMMANDS = [
     line.partition("jobs/")[2]
@@ -46,6 +49,9 @@ def test_every_command_composes(command: str) -> None:
     overrides = [argument for argument in arguments if argument != "-m"]
     if "-m" in arguments:
         overrides = [re.sub(r",.*", "", override) for override in overrides]
+    if door == "plan.py":
+        overrides, run = split(overrides, PlanSpec)
+        compose(run, config_name="config", schema=RunSpec)
     spec = compose(overrides, config_name=config_name, schema=schema, verbs=verbs)
     assert isinstance(spec, schema)
 

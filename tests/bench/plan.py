@@ -129,7 +129,7 @@ def ten_markets(place: Path) -> Iterator[dict[str, str]]:
 
 
 def look(environment: Mapping[str, str]) -> Market:
-    """What the markets have, as a plan would see it; FluidStack, which tells no prices, has none."""
+    """What the markets have, as a plan would see it; FluidStack tells no prices, so it has none."""
     market = ask_market(Demand(), {**os.environ, **environment})
     assert [refusal.subject for refusal in market.refusals] == ["fluidstack"], market.refusals
     return replace(market, offers=tuple(offer for offer in market.offers if offer.live))
