@@ -41,6 +41,7 @@ RUN_OUTPUTS = ("runs", "outputs", "multirun")  # where doors write unless told o
 os.environ |= {
     MARK: uuid.uuid4().hex,
     "AWS_EC2_METADATA_DISABLED": "true",
+    "GPUHUNT_CATALOG_URL": "http://127.0.0.1:9",  # where nobody answers
     "OMP_NUM_THREADS": "1",  # tests compute little, and threads would wait more than they help
     "RAY_AUTH_MODE": "disabled",
     "RAY_TMPDIR": tempfile.mkdtemp(prefix="mill-", dir="/tmp"),

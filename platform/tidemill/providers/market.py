@@ -1,7 +1,7 @@
 """Market: what every provider offers, asked all at once, with a reason for each that is missing.
 
 Nobody waits for the slowest vendor: one that has not answered in time is refused like any other,
-and what was heard of it before, or the shipped catalogue, stands in for it.
+and what was heard of it before, what others have collected, or the shipped catalogue stands in.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,6 +21,7 @@ from tidemill.providers.base import Provider, UnusableError
 from tidemill.providers.cache import Cache
 from tidemill.providers.catalog import shipped_offers
 from tidemill.providers.http import ProviderError, Trouble
+from tidemill.providers.second_hand import second_hand_offers
 
 GROUP = "tidemill.providers"
 WAIT_S = 8.0
@@ -89,19 +90,41 @@ def ask_market(
     offers: list[Offer] = []
     refusals: list[Refusal] = []
     live: list[str] = []
+    collected = _Beside(lambda: second_hand_offers(demand))
     heard = _ask_all(known, demand, environment)
     shipped = shipped_market(demand, known).offers
     for name in known:
         answer = heard[name] if name in heard else _late(name)
         if isinstance(answer, Refusal):
             refusals.append(answer)
-            old = kept.read(name)
-            offers += old or [offer for offer in shipped if offer.provider == name]
+            offers += kept.read(name) or _of(name, collected.result()) or _of(name, shipped)
         else:
             live.append(name)
             offers += answer
             kept.write(name, list(answer))
     return Market(offers=tuple(offers), refusals=tuple(refusals), live=tuple(live))
+
+
+def _of(name: str, offers: Iterable[Offer]) -> list[Offer]:
+    return [offer for offer in offers if offer.provider == name]
+
+
+class _Beside:
+    """Offers that come while vendors are asked; as a daemon, since nobody waits for them either."""
+
+    def __init__(self, look: Callable[[], list[Offer]]) -> None:
+        self._until_s = time.monotonic() + WAIT_S
+        self._found: list[Offer] = []
+        self._thread = threading.Thread(target=self._look, args=(look,), daemon=True)
+        self._thread.start()
+
+    def _look(self, look: Callable[[], list[Offer]]) -> None:
+        self._found = look()
+
+    def result(self) -> list[Offer]:
+        """They; none if they are late."""
+        self._thread.join(max(0.0, self._until_s - time.monotonic()))
+        return self._found
 
 
 def _ask_all(
