@@ -170,7 +170,7 @@ def commands(forecaster: Forecaster, best: Choice, typed: Sequence[str]) -> Iter
     yield "# rent these, install Tidemill on them, and begin with the one that leads"
     head = True
     for offer, count in best.machines:
-        label = f"tidemill.io/usd-per-hour={offer.usd_per_hour:g}"
+        label = f"tidemill.io/usd-per-hour={offer.usd_per_hour:g},tidemill.io/tier={offer.tier}"
         if offer.rates.step_s > 1:
             label += f",tidemill.io/billing-step-s={offer.rates.step_s:g}"
         if head:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -26,6 +27,7 @@ from ray.exceptions import RayError
 from tidemill.checkpoint.near import ChunkReader
 from tidemill.errors import StorageError
 from tidemill.launch.failure import one_line
+from tidemill.launch.nodes import matches
 from tidemill.launch.vault import Held
 from tidemill.launch.vaults import (
     ANSWER_S,
@@ -44,6 +46,7 @@ CHUNK_S = 30.0
 """Seconds that a chunk may take."""
 SHUN_S = 60.0
 """Seconds for which a node that failed holds nothing for others."""
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ class NearMemory:
         rank: This one.
         budget_gib: Host memory that a node may spend, see `CheckpointSpec.near_gib`.
         chunk: Bytes that travel at once; the same for whoever reads them.
+        labels: Conditions on a node that may hold copies, see `nodes.matches`.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class NearMemory:
         rank: int,
         budget_gib: float,
         chunk: int = CHUNK,
+        labels: Mapping[str, str] = NO_LABELS,
     ) -> None:
         self._run = run
         self._attempt = attempt
@@ -79,6 +84,7 @@ class NearMemory:
         self._others = [node for node in dict.fromkeys(ring) if node != self._node]
         self._budget = int(budget_gib * 2**30)
         self._chunk = chunk
+        self._labels = labels
         self._vaults: dict[str, Any] = {}
         self._shunned: dict[str, float] = {}
         self._kept: tuple[str, dict[str, Any]] = ("", {})
@@ -208,7 +214,11 @@ class NearMemory:
 
     def _other(self) -> list[str]:
         """The node of the second copy, if there is one."""
-        alive = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        alive = sorted(
+            node["NodeID"]
+            for node in ray.nodes()
+            if node["Alive"] and matches(node.get("Labels") or {}, self._labels)
+        )
         usable = [
             node
             for node in (*self._others, *alive)

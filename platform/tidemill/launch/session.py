@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 
 from tidemill.errors import SpecError, TrainingError
 from tidemill.launch.failure import one_line
+from tidemill.launch.nodes import matches
 from tidemill.spec.run import RunSpec
 
 ENVIRONMENT = {
@@ -96,3 +97,6 @@ def _check_cluster(spec: RunSpec, say: Callable[[str], None], *, local: bool) ->
                 "ask for fewer, or name a cluster in RAY_ADDRESS",
             )
         say(f"waiting for the cluster to have {amount:g} {resource}")
+    if not any(matches(node.get("Labels") or {}, scale.labels) for node in ray.nodes()):
+        wanted_labels = ", ".join(f"{key}: {value}" for key, value in scale.labels.items())
+        say(f"waiting for a node with the labels that are asked for ({wanted_labels})")

@@ -26,6 +26,7 @@ from tidemill.launch.preflight import Preflight
 from tidemill.launch.purse import Purse, open_purse
 from tidemill.launch.session import ray_session
 from tidemill.launch.stop import OUT_OF_BUDGET, Interrupts
+from tidemill.launch.trust import among_trusted
 from tidemill.launch.vaults import run_key, tended
 from tidemill.launch.worker import run_worker
 from tidemill.report.live import LiveView
@@ -79,6 +80,8 @@ def train(ready: Preflight, say: Callable[[str], None]) -> Outcome:
         TrainingError: A worker failed more often than `scale.max_failures` allows, or twice in the
             same way without a step in between.
     """
+    if "RAY_ADDRESS" in os.environ:
+        ready = dataclasses.replace(ready, spec=among_trusted(ready.spec))
     with sole_driver(ready.run):
         _write_spec(ready)
         return _drive(ready, say)

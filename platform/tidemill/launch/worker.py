@@ -239,6 +239,7 @@ def _near(
         workers=exchange.all_gather(node),
         rank=world.rank,
         budget_gib=spec.checkpoint.near_gib,
+        labels=spec.scale.labels,
     )
 
 
