@@ -11,11 +11,13 @@ from pathlib import Path
 
 from tidemill.cluster.offers import cache_of, told
 from tidemill.cluster.rows import choice_row, commands, decision, facts, gpu_row, notes, world_row
-from tidemill.errors import DataError, SpecError, StorageError
+from tidemill.errors import DataError, SpecError, StorageError, TidemillError
 from tidemill.plan.activations import Footprint
 from tidemill.plan.forecast import GIB, Facts, Forecaster, Home, forecast
+from tidemill.plan.gpus import find_gpu
 from tidemill.plan.offers import Demand
 from tidemill.plan.remedies import explain_nothing
+from tidemill.plan.speed import measured_efficiency
 from tidemill.providers.market import Market, ask_market, shipped_market
 from tidemill.providers.rates import rates_of
 from tidemill.report.forecast import PlanPage, plan_markdown
@@ -53,16 +55,18 @@ def make_plan(
         environment: Has the providers' keys.
 
     Raises:
-        SpecError: The model is the user's own and is not to be traced, or cannot be.
+        SpecError: The model is the user's own and is not to be traced, or cannot be; or a step
+            cannot have been measured there.
     """
     said: list[str] = []
     vocab, dataset_gib = _look_at_data(spec, asked, said)
+    footprint = _footprint(spec, asked, vocab)
     known = Facts(
         vocab=vocab,
         dataset_gib=dataset_gib,
         home=_home(spec.storage),
-        footprint=_footprint(spec, asked, vocab),
-        efficiency=asked.efficiency,
+        footprint=footprint,
+        efficiency=asked.efficiency or _measured(asked, spec, vocab, footprint),
         now_s=time.time(),
     )
     forecaster = Forecaster(spec, known)
@@ -158,6 +162,32 @@ def _footprint(spec: RunSpec, asked: PlanSpec, vocab: int) -> Footprint | None:
     from tidemill.train.footprint import trace_footprint
 
     return trace_footprint(spec, vocab)
+
+
+def _measured(asked: PlanSpec, spec: RunSpec, vocab: int, footprint: Footprint | None) -> float:
+    """Share of the peak that a measured step shows; 0 if none was."""
+    if not asked.measured_s:
+        return 0.0
+    name, _, gpus = asked.measured_on.partition(":")
+    gpu, world = find_gpu(name), int(gpus or 1)
+    if gpu is None:
+        raise SpecError("measured_on", f"there is no GPU {name}", "use a name as the plan shows it")
+    try:
+        return measured_efficiency(
+            spec,
+            asked.measured_s,
+            gpu=gpu,
+            world=world,
+            per_machine=world,
+            network=None,
+            vocab=vocab,
+            parameters=footprint.parameters if footprint else None,
+        )
+    except SpecError:
+        raise
+    except TidemillError as error:
+        remedy = "say what it was measured on, with the same batch and precision"
+        raise SpecError("measured_s", str(error), remedy) from error
 
 
 def _home(storage: str) -> Home:

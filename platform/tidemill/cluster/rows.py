@@ -15,7 +15,7 @@ from tidemill.plan.memory import advice
 from tidemill.plan.placement import Choice, explain
 from tidemill.providers.market import Market
 from tidemill.report.forecast import ChoiceRow, GpuRow, WorldRow
-from tidemill.report.quantities import count_noun, show_count, show_duration
+from tidemill.report.quantities import count_noun, show_bytes, show_count, show_duration
 from tidemill.spec.placement import Network
 from tidemill.spec.strategy import Offload, Recompute
 
@@ -36,11 +36,8 @@ def facts(forecaster: Forecaster) -> Iterator[tuple[str, str]]:
     memory += [f"offload {spec.memory.offload}"] if spec.memory.offload is not Offload.none else []
     yield "strategy", f"{spec.strategy.name}, {', '.join(memory)}"
     haul = forecaster.haul()
-    size = checkpoint_bytes(spec, model) / GIB
-    yield (
-        "checkpoints",
-        f"{haul.saves} of {size:.3g} GiB, {haul.kept} kept in {spec.storage}",
-    )
+    size = show_bytes(checkpoint_bytes(spec, model))
+    yield "checkpoints", f"{haul.saves} of {size}, {haul.kept} kept in {spec.storage}"
     fetched = haul.dataset_gib + haul.image_gib
     yield "to fetch", f"{fetched:.3g} GiB by each machine, {haul.image_gib:.3g} of them image"
     limits = [
@@ -133,10 +130,13 @@ def notes(forecaster: Forecaster, found: Forecast, market: Market) -> Iterator[s
         yield "each worker is taken to have one GPU; here, scale.gpus_per_worker is 0"
     if "://" not in spec.storage:
         yield f"storage={spec.storage} is on this machine; machines elsewhere need a URI"
-    yield (
-        "nothing was measured: a step is between the two times told, by the peak of the GPU and "
-        "usual shares of it; one measured step makes it narrow (efficiency=)"
-    )
+    if known := forecaster.facts.efficiency:
+        yield f"steps are those of {known:.0%} of a GPU's peak, within a tenth"
+    else:
+        yield (
+            "nothing was measured: a step is between the two times told, by the peak of the GPU "
+            "and usual shares of it; one measured step makes it narrow (measured_s=, measured_on=)"
+        )
     if best is None:
         return
     _, high_hours = forecaster.span(best)

@@ -37,6 +37,10 @@ LOW_PRECISION = Range(0.15, 0.33, 0.5)
 """Share of the peak of tensor cores."""
 FULL_PRECISION = Range(0.4, 0.6, 0.8)
 """Share of the peak of fp32 units. torch's default rounds no fp32 input to TF32, and we keep it."""
+KERNELS = 80
+"""Kernels of one block, forward and backward, that nothing fuses; counted for our GPT."""
+LAUNCH_S = Range(2e-5, 1e-5, 5e-6)
+"""Seconds that torch takes to launch one, however little it has to do; assumed."""
 SPREAD = 0.1
 """How far a stated share may be off."""
 BANDWIDTH = Range(0.6, 0.75, 0.9)
@@ -119,10 +123,12 @@ def estimate_step(
     if efficiency:
         shares = Range((1 - SPREAD) * efficiency, efficiency, (1 + SPREAD) * efficiency)
     cases: list[tuple[float, float, float]] = []
-    for share, bandwidth, host, link, hidden in zip(
-        shares, BANDWIDTH, HOST_GB_S, link_bytes_s(gpu, between), HIDDEN, strict=True
+    # What was measured has them in it.
+    launches = 0 if efficiency else plan.accumulate * _blocks(spec) * KERNELS
+    for share, bandwidth, host, link, hidden, launch_s in zip(
+        shares, BANDWIDTH, HOST_GB_S, link_bytes_s(gpu, between), HIDDEN, LAUNCH_S, strict=True
     ):
-        compute_s = flops / (peak * share)
+        compute_s = max(flops / (peak * share), launches * launch_s)
         exchange_s = traffic.seconds(world, link, LATENCY_S[between])
         cases.append(
             (
@@ -163,6 +169,11 @@ def sample_flops(spec: RunSpec, parameters: int) -> float:
     blocks = (6 * 12 * width**2 + 6 * width * tokens) * layers * tokens
     rest = 6 * (parameters - layers * 12 * width**2) * tokens
     return rest + blocks * (4 / 3 if again else 1)
+
+
+def _blocks(spec: RunSpec) -> int:
+    """Blocks of a model, with both its ends as one; of a model of the user's own, that alone."""
+    return 1 + (spec.model.layers if isinstance(spec.model, GptSpec) else 0)
 
 
 def _slot_bytes(spec: RunSpec, parameters: int) -> float:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 HOUR_S = 3600.0
 MOST_REASONS = 8
+SHORT_S = 0.1
+"""Seconds below which a step is told in thousandths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,4 +260,4 @@ def _hours(hours: float) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.3g} s"
+    return f"{seconds:.3g} s" if seconds >= SHORT_S else f"{1000 * seconds:.3g} ms"
