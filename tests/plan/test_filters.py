@@ -60,12 +60,12 @@ def make_rule(**wanted: Any) -> Rule:
             "=0",
         ),
         ({"available": 0}, {}, "none left", ""),
-        ({}, {"budget": BudgetSpec(max_usd_per_gpu_hour=2.5)}, "$3.00 a GPU", "2.5"),
+        ({}, {"budget": BudgetSpec(max_usd_per_gpu_hour=2.5)}, "$3.00 a GPU", "raise"),
         (
             {"gpus": 8, "usd_per_hour": 30.0},
             {"budget": BudgetSpec(max_usd_per_hour=20)},
             "$30.00 an hour",
-            "20",
+            "raise",
         ),
     ],
 )

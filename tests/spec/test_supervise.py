@@ -10,7 +10,6 @@ from tests.test_conf import CONF
 from tidemill.compose import compose
 from tidemill.errors import SpecError
 from tidemill.spec.keys import keys_of, split
-from tidemill.spec.plan import PlanSpec
 from tidemill.spec.run import RunSpec
 from tidemill.spec.supervise import SuperviseSpec
 
@@ -53,7 +52,6 @@ def test_a_command_line_is_parted() -> None:
 
 def test_no_key_means_two_things() -> None:
     assert not set(keys_of(SuperviseSpec)) & set(keys_of(RunSpec))
-    assert not set(keys_of(PlanSpec)) & set(keys_of(RunSpec))
 
 
 def test_help_shows_all_keys() -> None:

@@ -144,8 +144,8 @@ def _price(offer: Offer, rule: Rule) -> Why:
         return f"its price is {age}, too old to hold a limit by", "budget.allow_stale_prices=true"
     if budget.max_usd_per_gpu_hour and offer.usd_per_gpu_hour > budget.max_usd_per_gpu_hour:
         most = f"budget.max_usd_per_gpu_hour={budget.max_usd_per_gpu_hour:g}"
-        return f"${offer.usd_per_gpu_hour:.2f} a GPU and hour, above {most}", most
+        return f"${offer.usd_per_gpu_hour:.2f} a GPU and hour, above {most}", "raise it"
     if budget.max_usd_per_hour and offer.usd_per_hour > budget.max_usd_per_hour:
         most = f"budget.max_usd_per_hour={budget.max_usd_per_hour:g}"
-        return f"${offer.usd_per_hour:.2f} an hour, above {most}", most
+        return f"${offer.usd_per_hour:.2f} an hour, above {most}", "raise it"
     return None

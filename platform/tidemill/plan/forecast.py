@@ -147,8 +147,6 @@ class Forecaster:
     def question(self) -> Question:
         """What is to be placed."""
         spec = self.spec
-        aside_usd = spec.budget.set_aside_usd
-        most_usd = spec.budget.max_total_usd
         return Question(
             worlds=self.worlds,
             hours=self.hours,
@@ -157,7 +155,7 @@ class Forecaster:
             network=spec.placement.network,
             limits=Limits(
                 usd_per_hour=spec.budget.max_usd_per_hour,
-                usd=max(most_usd - aside_usd, 0.01) if most_usd else 0.0,
+                usd=spec.budget.max_total_usd,
                 hours=0.0 if math.isinf(spec.deadline_s) else spec.deadline_s / HOUR_S,
                 machines=spec.placement.max_nodes,
             ),

@@ -76,7 +76,7 @@ def _past_limits(forecaster: Forecaster, kept: Sequence[Offer], tried: list[str]
         raised = f"deadline={math.ceil(MARGIN * quick.elapsed_h)}h"
         return SpecError("deadline", problem, _or([*tried, raised]))
     if limits.usd and cheap.bill.usd > limits.usd:
-        usd = cheap.bill.usd + spec.budget.set_aside_usd
+        usd = cheap.bill.usd
         within = " in time" if limits.hours else ""
         problem = f"the cheapest machines{within}, {cheap.name}, cost {usd:,.2f} usd in all"
         raised = f"budget.max_total_usd={math.ceil(MARGIN * usd)}"
@@ -122,9 +122,28 @@ def _changes(forecaster: Forecaster, offers: Sequence[Offer]) -> Iterator[tuple[
     if not spec.budget.allow_stale_prices:
         stale = replace(spec.budget, allow_stale_prices=True)
         yield "budget.allow_stale_prices=true", replace(spec, budget=stale)
+    yield from _dearer(forecaster, offers)
     for workers in (2 * scale.workers, 4 * scale.workers):
         if spec.deadline and workers <= spec.batch.global_size:
             yield f"scale.workers={workers}", replace(spec, scale=replace(scale, workers=workers))
+
+
+def _dearer(forecaster: Forecaster, offers: Sequence[Offer]) -> Iterator[tuple[str, RunSpec]]:
+    """A higher price by the hour, as high as the cheapest machines that it now shuts out."""
+    spec = forecaster.spec
+    for key, field in (
+        ("max_usd_per_hour", "usd_per_hour"),
+        ("max_usd_per_gpu_hour", "usd_per_gpu_hour"),
+    ):
+        limit: float = getattr(spec.budget, key)
+        free = replace(spec, budget=replace(spec.budget, **{key: 0.0}))
+        usable, _ = sift(offers, Forecaster(free, forecaster.facts).rule())
+        prices: list[float] = [getattr(offer, field) for offer in usable]
+        above = [price for price in prices if price > limit]
+        if limit and above:
+            raised = math.ceil(min(above) * 100) / 100
+            changed = replace(spec.budget, **{key: raised})
+            yield f"budget.{key}={raised:g}", replace(spec, budget=changed)
 
 
 def _looser(chosen: PlacementSpec) -> Iterator[tuple[str, PlacementSpec]]:

@@ -43,7 +43,7 @@ class PlanSpec(Spec):
             bool(self.measured_s) == bool(self.measured_on)
             and (not gpus or (gpus.isdecimal() and int(gpus) > 0)),
             "measured_on",
-            f"{self.measured_on!r} does not say on what measured_s={self.measured_s:g} was measured",
+            f"{self.measured_on!r} says not on what measured_s={self.measured_s:g} was measured",
             "give both, e.g. measured_s=0.31 measured_on=H100-SXM5-80GB:8",
         )
         self.require(
