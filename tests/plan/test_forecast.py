@@ -22,8 +22,10 @@ from tidemill.plan.forecast import (
     forecast,
     network_of,
 )
+from tidemill.plan.gpus import all_gpus
 from tidemill.plan.offers import Offer
 from tidemill.plan.placement import Choice
+from tidemill.plan.speed import estimate_step
 from tidemill.spec.placement import BudgetSpec, Network, PlacementSpec, Spot, Tier
 from tidemill.spec.run import RunSpec
 from tidemill.spec.scale import ScaleSpec
@@ -239,3 +241,20 @@ def test_a_model_of_ones_own_needs_a_footprint() -> None:
     forecaster = Forecaster(spec, replace(FACTS, footprint=model))
     assert forecaster.haul().checkpoint_gib == 12 * 10**8 / GIB
     assert forecast(forecaster, [make_offer(gpus=4)]).placement.best is not None
+
+
+def test_hours_are_those_of_all_steps_where_the_run_fits() -> None:
+    spec = make_run(
+        strategy=DdpSpec(), batch=BatchSpec(global_size=512, micro_size=8, sequence=512)
+    )
+    forecaster = Forecaster(spec, FACTS)
+    hours = forecaster.hours
+    gpu = all_gpus()["A100-SXM4-80GB"]
+    step = estimate_step(spec, gpu=gpu, world=4, per_machine=4, network=None, vocab=VOCAB)
+    assert hours(gpu.name, 4, None) == pytest.approx(spec.steps * step.likely_s / 3600)
+    slower = hours(gpu.name, 4, Network.public)
+    assert slower is not None
+    assert slower > spec.steps * step.likely_s / 3600
+    assert hours("RTX-3060-12GB", 4, None) is None, "too small"
+    assert hours("T4", 4, None) is None, "has no bf16"
+    assert hours("ABACUS-1", 4, None) is None

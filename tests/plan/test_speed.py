@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 
 from tests.spec.test_run import RUN
 from tidemill.errors import SpecError, TidemillError
-from tidemill.plan.activations import Activations, Footprint
 from tidemill.plan.gpus import Gpu, all_gpus
 from tidemill.plan.run import count_parameters
 from tidemill.plan.speed import (
     StepEstimate,
     estimate_step,
-    hours_of,
     measured_efficiency,
     sample_flops,
 )
@@ -238,33 +236,3 @@ def test_a_model_of_ones_own_has_as_many_parameters_as_one_says() -> None:
 
 
 # --- for placement ---------------------------------------------------------------------------
-
-
-def test_hours_are_those_of_all_steps_where_the_run_fits() -> None:
-    spec = make_run(512, 8, strategy=DdpSpec(), steps=19_000)
-    hours = hours_of(spec, vocab=VOCAB)
-    step = estimate_step(spec, gpu=A100, world=8, per_machine=8, network=None, vocab=VOCAB).likely_s
-    assert hours("A100-SXM4-80GB", 8, None) == pytest.approx(19_000 * step / 3600)
-    slower = hours("A100-SXM4-80GB", 8, Network.public)
-    assert slower is not None
-    assert slower > 19_000 * step / 3600
-    assert hours("RTX-3060-12GB", 8, None) is None  # does not fit
-    assert hours("T4", 8, None) is None  # has no bf16
-    assert hours("ABACUS-1", 8, None) is None
-
-
-def test_hours_of_a_model_of_ones_own_come_from_its_trace() -> None:
-    spec = make_run(8, 8, model=CustomModelSpec(factory="a:b"))
-    model = Footprint(
-        parameters=10**9,
-        trained=10**9,
-        largest=10**8,
-        block=0,
-        blocks=0,
-        activations=Activations(samples=8, saved_bytes=10**9, peak_bytes=2 * 10**9),
-    )
-    hours = hours_of(spec, vocab=VOCAB, footprint=model)
-    assert hours("A100-SXM4-80GB", 1, None) is not None
-    assert hours("L4", 1, None) is None
-    faster = hours_of(spec, vocab=VOCAB, footprint=model, efficiency=0.9)
-    assert (faster("A100-SXM4-80GB", 1, None) or 0) < (hours("A100-SXM4-80GB", 1, None) or 0)

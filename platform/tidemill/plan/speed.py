@@ -19,12 +19,10 @@ import math
 from dataclasses import dataclass
 
 from tidemill.errors import SpecError, TidemillError
-from tidemill.plan.activations import FP32, Footprint, footprint_of, low_bytes
+from tidemill.plan.activations import FP32, footprint_of, low_bytes
 from tidemill.plan.batch import make_batch_plan
 from tidemill.plan.costs import rules_of
-from tidemill.plan.gpus import Gpu, find_gpu
-from tidemill.plan.memory import estimate_memory, fits
-from tidemill.plan.placement import Hours
+from tidemill.plan.gpus import Gpu
 from tidemill.plan.traffic import GIGA, LATENCY_S, PCIE_GB_S, Range, link_bytes_s, make_traffic
 from tidemill.spec.placement import Network
 from tidemill.spec.run import RunSpec
@@ -244,36 +242,3 @@ def measured_efficiency(
         middle = math.sqrt(low * high)
         low, high = (middle, high) if likely_s(middle) > step_s else (low, middle)
     return high
-
-
-def hours_of(
-    spec: RunSpec, *, vocab: int, footprint: Footprint | None = None, efficiency: float = 0.0
-) -> Hours:
-    """What placement asks: hours of training, None where the run does not fit or cannot compute.
-
-    Args:
-        spec: The run.
-        vocab: Number of distinct tokens.
-        footprint: Of a model of the user's own, from a trace.
-        efficiency: Share of the peak, if it is known.
-    """
-
-    def hours(name: str, world: int, network: Network | None) -> float | None:
-        gpu = find_gpu(name)
-        if gpu is None or not gpu.tflops[spec.precision.kind]:
-            return None
-        if not fits(estimate_memory(spec, world=world, vocab=vocab, footprint=footprint), gpu):
-            return None
-        step = estimate_step(
-            spec,
-            gpu=gpu,
-            world=world,
-            per_machine=world if network is None else 1,
-            network=network,
-            vocab=vocab,
-            parameters=footprint.parameters if footprint else None,
-            efficiency=efficiency,
-        )
-        return spec.steps * step.likely_s / HOUR_S
-
-    return hours
