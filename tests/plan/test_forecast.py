@@ -244,9 +244,7 @@ def test_a_model_of_ones_own_needs_a_footprint() -> None:
 
 
 def test_hours_are_those_of_all_steps_where_the_run_fits() -> None:
-    spec = make_run(
-        strategy=DdpSpec(), batch=BatchSpec(global_size=512, micro_size=8, sequence=512)
-    )
+    spec = make_run(strategy=DdpSpec())
     forecaster = Forecaster(spec, FACTS)
     hours = forecaster.hours
     gpu = all_gpus()["A100-SXM4-80GB"]
