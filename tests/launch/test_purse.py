@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from ray.exceptions import RayError
 
 from tests.kit.training import tiny_run
 from tidemill.errors import HopelessError, SpecError, TrainingError
+from tidemill.launch import purse as purse_module
 from tidemill.launch.prices import find_machines, price_of
 from tidemill.launch.purse import LOOK_S, WRITE_S, Purse, open_purse
 from tidemill.launch.stop import stop_marker
@@ -58,7 +60,8 @@ class World:
             spec, self.run, launch, self.said.append, nodes=self.look, now_s=lambda: self.now_s
         )
 
-    def asked(self, launch: int = 1) -> bool:
+    def asked(self, purse: Purse, launch: int = 1) -> bool:
+        purse._asking.finish()
         return exists(stop_marker(self.run, launch))
 
     def account(self) -> dict[str, Any]:
@@ -109,10 +112,10 @@ def test_a_stop_is_asked_for_while_there_is_money_to_save_and_leave(run: Locatio
     purse = world.purse(BudgetSpec(max_total_usd=100.0, save_s=20.0, leave_s=30.0))
     purse.open()
     while purse.verdict is Verdict.go_on:
-        assert not world.asked()
+        assert not world.asked(purse)
         world.now_s += LOOK_S
         purse.look()
-    assert world.asked()
+    assert world.asked(purse)
     assert purse.verdict is Verdict.money
     assert purse.spent_usd + 20 + 30 <= 100 <= purse.spent_usd + 20 + 30 + 2 * LOOK_S
     assert len(world.said) == 1
@@ -195,7 +198,7 @@ def test_a_cluster_that_does_not_answer_costs_what_it_did(run: Location) -> None
     assert purse.spent_usd == 50.0
     world.now_s += 40
     purse.look()
-    assert world.asked()
+    assert world.asked(purse)
 
 
 def test_storage_that_fails_is_tried_again(run: Location) -> None:
@@ -209,10 +212,31 @@ def test_storage_that_fails_is_tried_again(run: Location) -> None:
     control.write_text("in the way")
     world.now_s += 3600
     purse.look()
+    purse._asking.finish()
     assert any("cannot be asked to stop" in line for line in world.said)
     control.unlink()
     purse.look()
-    assert world.asked()
+    assert world.asked(purse)
+
+
+def test_storage_that_hangs_keeps_nobody_from_looking(
+    run: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(run, node("a", {USD: str(SECOND)}))
+    purse = world.purse(BudgetSpec(max_total_usd=100.0, save_s=20.0, leave_s=30.0))
+    purse.open()
+    answers = threading.Event()
+    for name in ("publish", "request_stop"):
+        monkeypatch.setattr(purse_module, name, lambda *_: answers.wait(30))
+    for _ in range(40):
+        world.now_s += LOOK_S
+        purse.look()
+    assert purse.spent_usd == 80.0
+    with pytest.raises(HopelessError):
+        purse.raise_if_overdue()
+    answers.set()
+    purse._asking.finish()
+    purse._writing.finish()
 
 
 # --- the account -------------------------------------------------------------------------------
@@ -247,6 +271,7 @@ def test_a_killed_driver_leaves_an_account(run: Location) -> None:
     for _ in range(20):
         world.now_s += LOOK_S
         purse.look()
+        purse._writing.finish()
     account = world.account()
     assert purse.spent_usd - account["spent_usd"] <= WRITE_S + LOOK_S
     after = world.purse(BudgetSpec(max_total_usd=1e6), launch=2)

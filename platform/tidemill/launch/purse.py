@@ -20,6 +20,7 @@ import ray
 from ray.exceptions import RayError
 
 from tidemill.errors import HopelessError, SpecError, StorageError, TrainingError
+from tidemill.launch.clerk import Clerk
 from tidemill.launch.prices import USD_PER_HOUR, Machine, find_machines
 from tidemill.launch.stop import request_stop
 from tidemill.plan.meter import ACCOUNT, HOUR_S, Horizon, Meter, Price, Verdict
@@ -74,6 +75,7 @@ class Purse:
         self._dearest: Price | None = None
         self._machines: dict[str, Machine] = {}
         self._closing = threading.Event()
+        self._asking, self._writing = Clerk(), Clerk()
         account = _read(run)
         begun_s = float(account.get("begun_s", now_s()))
         self._begun_s = begun_s
@@ -120,6 +122,7 @@ class Purse:
             self._meter.observe(self._now_s(), prices)
         if self.of_use:
             self._write()
+            self._writing.finish()
         if (verdict := self._judge()) is not Verdict.go_on:
             raise SpecError(*self._refusal(verdict))
 
@@ -135,10 +138,7 @@ class Purse:
             self.verdict, self._asked_s = verdict, self._now_s()
             self._say(f"{self._reason(verdict)}: saving a checkpoint, then stopping")
         if self.verdict is not Verdict.go_on:
-            try:
-                request_stop(self._run, self._launch)
-            except StorageError as error:
-                self._say(f"the workers cannot be asked to stop: {error}")
+            self._asking.do(self._ask_to_stop)
         self.overdue = self._now_s() > self._asked_s + self._save_s
         if self._now_s() - self._written_s >= WRITE_S:
             self._write()
@@ -158,7 +158,9 @@ class Purse:
         self._closing.set()
         self._thread.join()
         self._meter.observe(self._now_s(), self._prices())
+        self._writing.finish()
         self._write()
+        self._writing.finish()
 
     @property
     def reason(self) -> str:
@@ -230,6 +232,12 @@ class Purse:
                 problem = f"the cluster has GPUs for {dear:,.2f} usd an hour"
                 return "budget.max_usd_per_gpu_hour", problem, "use other machines, or raise it"
 
+    def _ask_to_stop(self) -> None:
+        try:
+            request_stop(self._run, self._launch)
+        except StorageError as error:
+            self._say(f"the workers cannot be asked to stop: {error}")
+
     def _write(self) -> None:
         """Keep the account; storage that fails is tried again, and must not end the run."""
         plain = self._meter.to_plain() | {
@@ -237,11 +245,16 @@ class Purse:
             "set_aside_usd": self._spec.budget.set_aside_usd,
             "usd_per_hour": self._meter.usd_per_hour,
         }
-        self._written_s = self._now_s()
-        try:
-            publish(self._run / ACCOUNT, (json.dumps(plain, indent=2) + "\n").encode())
-        except StorageError as error:
-            logger.warning("the account of what was spent cannot be written: %s", error)
+        text = json.dumps(plain, indent=2) + "\n"
+
+        def write() -> None:
+            try:
+                publish(self._run / ACCOUNT, text.encode())
+            except StorageError as error:
+                logger.warning("the account of what was spent cannot be written: %s", error)
+
+        if self._writing.do(write):
+            self._written_s = self._now_s()
 
 
 @contextlib.contextmanager
