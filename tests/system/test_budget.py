@@ -15,9 +15,9 @@ from tidemill.checkpoint.manifest import committed, read_manifest
 from tidemill.report.events import read_events
 from tidemill.spec.progress import EventKind
 
-CAP_USD = 30.0
+CAP_USD = 70.0
 A_DOLLAR_A_SECOND = "budget.node_usd_per_hour=3600"
-KEPT = ("budget.save_s=5", "budget.leave_s=5")
+KEPT = ("budget.save_s=20", "budget.leave_s=5")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_money_runs_short(place: Path) -> None:
     assert re.search(
         rf"stopped with a checkpoint at step {step}, for [\d.]+ usd: [\d.]+ of budget", out
     )
-    assert re.search(r"\| Cost \| [\d.]+ usd of 30.00 \|", Path(run.path, "summary.md").read_text())
+    assert re.search(r"\| Cost \| [\d.]+ usd of 70.00 \|", Path(run.path, "summary.md").read_text())
 
     code, _, err, _ = train(f"budget.max_total_usd={CAP_USD:g}")
     assert code == 2
