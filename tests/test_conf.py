@@ -15,6 +15,7 @@ from tidemill.spec.base import from_plain, to_plain
 from tidemill.spec.doors import Action, AuditSpec, CheckpointsSpec, ExportSpec, GenerateSpec
 from tidemill.spec.fleet import FleetAction, FleetSpec
 from tidemill.spec.keys import groups_of, keys_of
+from tidemill.spec.plan import PlanSpec
 from tidemill.spec.replay import ReplaySpec
 from tidemill.spec.run import RunSpec
 from tidemill.spec.strategy import DeepSpeedSpec
@@ -163,6 +164,10 @@ def test_small_doors_compose() -> None:
             ReplaySpec(),
         ),
         (
+            lambda: compose([], config_name="plan", schema=PlanSpec),
+            PlanSpec(),
+        ),
+        (
             lambda: compose(["providers"], config_name="fleet", schema=FleetSpec, verbs="action"),
             FleetSpec(action=FleetAction.providers),
         ),
@@ -180,6 +185,7 @@ def test_small_doors_compose() -> None:
         ("checkpoints", CheckpointsSpec),
         ("audit", AuditSpec),
         ("replay", ReplaySpec),
+        ("plan", PlanSpec),
         ("fleet", FleetSpec),
     ],
 )

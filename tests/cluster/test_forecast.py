@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tidemill.cluster.forecast import Plan, keep, make_plan
+from tests.plan.offers import make_offer
+from tests.plan.test_forecast import FACTS, SPEC
+from tidemill.cluster.forecast import Plan, _home, keep, make_plan
+from tidemill.cluster.rows import commands
 from tidemill.compose import compose
 from tidemill.errors import SpecError
+from tidemill.plan.forecast import Forecaster, forecast
+from tidemill.plan.offers import Offer
+from tidemill.providers.rates import rates_of
 from tidemill.spec.plan import PlanSpec
 from tidemill.spec.run import RunSpec
 
@@ -88,6 +98,28 @@ def test_checkpoints_leave_those_who_do_not_keep_them(storage: str, leaves: str)
     assert ("is on this machine" in notes(made)) is (leaves == "")
 
 
+@pytest.mark.parametrize(
+    ("storage", "provider"),
+    [
+        ("s3://bucket/runs", "aws"),
+        ("gs://bucket/runs", "gcp"),
+        ("gcs://bucket/runs", "gcp"),
+        ("abfss://box@account.dfs.core.windows.net/runs", "azure"),
+        ("az://box/runs", "azure"),
+        ("hdfs://name/runs", ""),
+        ("file:///runs", ""),
+        ("/runs", ""),
+        ("s3/runs", ""),
+    ],
+)
+def test_a_uri_says_whose_storage_it_is(storage: str, provider: str) -> None:
+    home = _home(storage)
+    assert home.provider == provider
+    charged = rates_of(provider).egress_usd_per_gib if provider else 0.0
+    assert home.egress_usd_per_gib == charged
+    assert (home.usd_per_gib_month > 0) is bool(provider)
+
+
 def test_what_is_fetched_is_as_large_as_the_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"x" * 2**20)
     local = plan(f"data.paths=[{tmp_path}]")
@@ -139,6 +171,50 @@ def test_commands_say_what_was_typed_once() -> None:
     assert made.page.decision.startswith("as of now: ")
 
 
+def typed_for(offer: Offer, *typed: str, **wanted: Any) -> list[str]:
+    """Commands for as many machines as a run of four workers needs."""
+    spec = replace(SPEC, **{"scale": replace(SPEC.scale, min_workers=4)} | wanted)
+    forecaster = Forecaster(spec, FACTS)
+    best = forecast(forecaster, [offer]).placement.best
+    assert best is not None
+    return list(commands(forecaster, best, typed))
+
+
+values = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from(["name", "data.paths", "+x"]), unique=True), values)
+def test_a_shell_reads_what_was_typed_as_it_was_typed(keys: list[str], value: str) -> None:
+    typed = [f"{key}={value}" for key in keys]
+    script = "python jobs/train.py"
+    _, read = typed_for(make_offer(gpus=4), *typed)[-1].split(script)
+    assert shlex.split(read) == [*typed, "scale.workers=4"]
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_what_the_plan_sets_is_not_typed_twice(prefix: str) -> None:
+    rates = replace(make_offer().rates, disk_usd_per_gib_month=0.1)
+    typed = [f"{prefix}scale.workers=9", f"{prefix}budget.set_aside_usd=7", f"{prefix}seed=1"]
+    command = typed_for(make_offer(gpus=4, rates=rates), *typed)[-1]
+    assert command.count("scale.workers=") == 1
+    assert "scale.workers=4" in command
+    assert command.count("set_aside_usd=") == 1
+    assert f" {prefix}seed=1 " in command
+
+
+def test_a_name_with_a_line_break_stays_in_its_comment() -> None:
+    strange = make_offer(region="here\nrm -r runs", rates=replace(make_offer().rates, step_s=60.0))
+    lines = typed_for(strange)
+    assert len(lines) == 4
+    assert all("\n" not in line for line in lines)
+    head, others = lines[1:3]
+    assert head.startswith("ray start --head --labels tidemill.io/usd-per-hour=3,")
+    assert head.endswith("tidemill.io/billing-step-s=60  # lambda:box@here rm -r runs")
+    assert others.startswith("ray start --address HEAD:6379 ")
+    assert "  # 3 machines, lambda:box@here rm -r runs" in others
+
+
 def test_what_is_impossible_has_a_page_and_a_reason() -> None:
     made = plan("scale.workers=8", "budget.max_total_usd=0.001", "budget.allow_stale_prices=true")
     assert made.problem is not None
@@ -153,6 +229,9 @@ def test_it_is_kept_for_people_and_programs(tmp_path: Path) -> None:
     text, plain = keep(page, str(tmp_path / "deep" / "plans"))
     assert text.read_text().startswith("# Plan of hello\n")
     assert json.loads(plain.read_text())["name"] == "hello"
+    (tmp_path / "taken" / "hello.json").mkdir(parents=True)
+    with pytest.raises(SpecError, match=r"^to: .*taken cannot be written"):
+        keep(page, str(tmp_path / "taken"))
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecError, match=r"^to: .* cannot be written \(.*\); name another"):
         keep(page, str(tmp_path / "file" / "plans"))

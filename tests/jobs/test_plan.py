@@ -20,10 +20,18 @@ from tests.kit.fakes.vast import FakeVast
 
 THREE = "placement.providers=[lambda,runpod,vast]"
 FAULTS = (
-    *(Fault.unauthorized, Fault.throttled, Fault.broken),
-    *(Fault.truncated, Fault.html, Fault.error_as_success),
+    {"vast": Fault.unauthorized, "lambda": Fault.throttled, "runpod": Fault.truncated},
+    {"vast": Fault.html, "lambda": Fault.unauthorized, "runpod": Fault.broken},
+    {"vast": Fault.error_as_success, "lambda": Fault.truncated, "runpod": Fault.html},
 )
-HEAVY = ("torch", "deepspeed", "ray", "boto3", "googleapiclient", "kubernetes", "azure")
+HEAVY = ("torch", "deepspeed", "ray", "googleapiclient", "kubernetes", "azure")
+ALONE = ("boto3", "botocore", "gpuhunt")
+"""Beside those, where nobody is asked."""
+
+
+KEYLESS = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")} | {
+    "TIDEMILL_AZURE_URL": "http://127.0.0.1:9",  # whose prices need no key
+}
 
 
 @pytest.fixture
@@ -62,23 +70,27 @@ def test_a_plan_is_shown_and_kept(tmp_path: Path) -> None:
     assert page["more"] > 0
 
 
-def test_it_needs_none_of_what_is_heavy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("live", ["false", "true"])
+def test_it_needs_none_of_what_is_heavy(tmp_path: Path, live: str) -> None:
+    heavy = HEAVY if live == "true" else HEAVY + ALONE
     script = (
-        "import runpy, sys, atexit; sys.argv = ['plan.py', 'live=false', 'to=', 'format=json']\n"
-        f"heavy = lambda: [name for name in {HEAVY} if name in sys.modules]\n"
+        f"import runpy, sys, atexit; sys.argv = ['plan.py', 'live={live}', 'to=', '--json']\n"
+        f"heavy = lambda: [name for name in {heavy} if name in sys.modules]\n"
         "atexit.register(lambda: print(heavy(), file=sys.stderr))\n"
         f"runpy.run_path({str(ROOT / 'jobs' / 'plan.py')!r}, run_name='__main__')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "platform")},
+        env=KEYLESS | {"PYTHONPATH": str(ROOT / "platform"), "XDG_CACHE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    assert json.loads(done.stdout)["choices"]
+    page = json.loads(done.stdout)
+    assert page["choices"]
+    assert bool(page["skipped"]) is (live == "true")
     assert done.stderr == "[]\n"
 
 
@@ -103,6 +115,26 @@ def test_a_mistake_is_one_line(tmp_path: Path, typed: list[str], key: str) -> No
     assert "Traceback" not in answer.err
 
 
+def test_where_nothing_is_possible_programs_get_a_page_and_people_a_line(tmp_path: Path) -> None:
+    dear = ("budget.max_total_usd=0.001", "budget.allow_stale_prices=true")
+    answer = plan(tmp_path, "live=false", "--json", *dear)
+    assert answer.code == 2
+    page = json.loads(answer.out)
+    assert (page["choices"], page["commands"]) == ([], [])
+    assert page["worlds"]
+    kept, other, error = answer.err.splitlines()
+    assert (kept, other) == ("kept: plans/hello.md", "kept: plans/hello.json")
+    assert error.startswith("error: budget.max_total_usd: ")
+
+
+def test_what_cannot_be_kept_is_one_line_after_the_plan(tmp_path: Path) -> None:
+    answer = plan(tmp_path, "live=false", "to=/dev/null/plans")
+    assert answer.code == 2
+    assert answer.out.startswith("plan of hello: $")
+    assert answer.err.startswith("error: to: /dev/null/plans cannot be written (")
+    assert answer.err.count("\n") == 1
+
+
 def test_live_markets_are_planned_with(vendors: dict[str, Fake], tmp_path: Path) -> None:
     env = environment(vendors, tmp_path / "cache")
     typed = ("scale.workers=8", "scale.min_workers=1", "to=", "top=50", "--json")
@@ -123,16 +155,18 @@ def test_whatever_vendors_do_the_plan_comes_without_their_keys(
 ) -> None:
     env = environment(vendors, tmp_path / "cache")
     told: list[str] = []
-    for fault in FAULTS:
-        vendors["vast"].fail(fault)
-        answer = plan(tmp_path, THREE, "--json", f"to=plans-{fault.value}", env=env)
+    for number, faults in enumerate(FAULTS):
+        for name, fake in vendors.items():
+            fake.fault = faults.get(name)
+        answer = plan(tmp_path, THREE, "--json", f"to=plans-{number}", env=env)
         assert answer.code == 0, answer.err
         page = json.loads(answer.out)
-        (skipped,) = page["skipped"]
-        assert skipped["subject"] == "vast"
-        assert skipped["reason"]
-        assert skipped["remedy"]
+        assert page["choices"]
+        skipped = {row["subject"]: row for row in page["skipped"]}
+        assert skipped.keys() == faults.keys()
+        assert all(row["reason"] and row["remedy"] for row in skipped.values())
         told += [answer.out, answer.err]
+    assert vendors["lambda"].requests, "all of them were asked"
     dumped = plan(tmp_path, "--cfg", "job", env=env)
     failed = plan(tmp_path, THREE, "deadline=1m", env=env)
     told += [dumped.out, dumped.err, failed.out, failed.err]

@@ -58,6 +58,9 @@ from tidemill.train.warmup import warm_up
 PATIENCE = dt.timedelta(seconds=60)
 PATIENCE_S = 120.0
 LOOKS = 5
+SETTLE_S = 5.0
+ALIKE = 10
+"""Looks in a row between which nothing changed."""
 OTHER_SEED = 99
 Result = TypeVar("Result")
 
@@ -460,7 +463,18 @@ def resident_mb() -> float:
 
 
 def _look_around() -> Usage:
-    time.sleep(0.01)
+    """What is held once nothing changes any more: a thread that was told to end takes a moment."""
+    seen, same = _look(), 0
+    until_s = time.monotonic() + SETTLE_S
+    while same < ALIKE and time.monotonic() < until_s:
+        time.sleep(0.01)
+        again = _look()
+        same = same + 1 if again == seen else 0
+        seen = again
+    return seen
+
+
+def _look() -> Usage:
     files = [file.readlink().name for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
     sockets = sum(name.startswith("socket:") for name in files)
     return Usage(len(list(Path("/proc/self/task").iterdir())), len(files), sockets)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.plan.offers import make_offer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.plan.offers import make_offer, offers
 from tests.plan.test_forecast import FACTS, SPEC
 from tidemill.plan.choice import Choice
 from tidemill.plan.decision import decide
@@ -32,6 +35,29 @@ def test_spot_is_for_those_who_have_time() -> None:
     assert pressed.market == f"1 x {FIRM.name}"
     assert not pressed.late
     assert "only on-demand is sure to meet the deadline" in pressed.reason
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(offers, min_size=1, max_size=5, unique_by=lambda offer: offer.id),
+    st.sampled_from([2000, LONG.steps]),
+    st.sampled_from([1, 5, 30, 400]),
+)
+def test_nobody_waits_for_what_is_there_and_late_is_what_no_on_demand_machine_can_do(
+    pool: list[Offer], steps: int, hours: int
+) -> None:
+    spec = replace(SPEC, steps=steps)
+    choices = forecast(Forecaster(spec, FACTS), pool).placement.choices
+    if not choices:
+        return
+    chosen = decide(Forecaster(replace(spec, deadline=f"{hours}h"), FACTS), choices)
+    by_name = {choice.name: choice for choice in choices}
+    assert chosen.market in by_name, "nothing is cheaper later: all that is known is there now"
+    firm = [c for c in choices if not any(offer.spot for offer, _ in c.machines)]
+    assert chosen.late is (bool(firm) and all(c.elapsed_h > hours for c in firm))
+    if chosen.late:
+        assert by_name[chosen.market] in firm
+        assert chosen.finish_hours > hours
 
 
 def test_spot_that_saves_nothing_is_left_alone() -> None:

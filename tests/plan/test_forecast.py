@@ -58,27 +58,47 @@ def make_run(**wanted: Any) -> RunSpec:
     return replace(SPEC, **wanted)
 
 
+DAY_S = 24 * 3600.0
+CAPABILITY = {"H100-SXM5-80GB": 9.0, "A100-SXM4-80GB": 8.0, "L4": 8.9, "RTX-4090": 8.9}
+market = st.builds(
+    lambda offer, gpu, fetched_at: replace(
+        offer, gpu=gpu, gpu_mem_gib=80.0 if "80GB" in gpu else 24.0, fetched_at=fetched_at
+    ),
+    offers,
+    st.sampled_from(sorted(CAPABILITY)),
+    st.sampled_from([0.0, NOW_S - 31 * DAY_S, NOW_S - 29 * DAY_S]),
+)
+
+
+def rarely(usual: Any, *others: Any) -> st.SearchStrategy[Any]:
+    """Mostly as usual: what all filters refuse at once shows nothing of any."""
+    return st.sampled_from([usual] * 3 * len(others) + [*others])
+
+
 placements = st.builds(
     PlacementSpec,
-    tier=st.sampled_from(Tier),
-    spot=st.sampled_from(Spot),
-    providers=st.sampled_from([[], ["aws"]]),
-    gpus=st.sampled_from([[], ["H100", "A100"]]),
-    regions=st.sampled_from([[], ["here"]]),
-    countries=st.sampled_from([[], ["us"], ["eu"]]),
+    tier=rarely(Tier.community, Tier.managed, Tier.secure),
+    spot=rarely(Spot.prefer, Spot.only, Spot.never),
+    providers=rarely([], ["aws"]),
+    gpus=rarely([], ["H100", "A100"]),
+    consumer=st.booleans(),
+    regions=rarely([], ["here"]),
+    countries=rarely([], ["us"], ["eu"]),
     network=st.sampled_from(Network),
-    min_reliability=st.sampled_from([0.0, 0.95]),
-    max_nodes=st.sampled_from([0, 1, 2]),
+    min_reliability=rarely(0.0, 0.95),
+    min_capability=rarely(0.0, 8.9),
+    max_nodes=rarely(0, 1, 2),
 )
 budgets = st.builds(
     BudgetSpec,
-    max_usd_per_hour=st.sampled_from([0.0, 10.0]),
-    max_total_usd=st.sampled_from([0.0, 15.0, 80.0]),
-    max_usd_per_gpu_hour=st.sampled_from([0.0, 2.0]),
+    max_usd_per_hour=rarely(0.0, 10.0),
+    max_total_usd=rarely(0.0, 15.0, 80.0),
+    max_usd_per_gpu_hour=rarely(0.0, 2.0),
     allow_stale_prices=st.booleans(),
 )
 runs = st.builds(
-    lambda placement, budget, tier, deadline, least: make_run(
+    lambda placement, budget, tier, deadline, least, most: make_run(
+        batch=replace(SPEC.batch, micro_size=most),
         placement=placement,
         budget=budget,
         data=replace(SPEC.data, tier=tier),
@@ -87,9 +107,10 @@ runs = st.builds(
     ),
     placements,
     budgets,
-    st.sampled_from(Tier),
-    st.sampled_from(["", "2h", "10h"]),
-    st.sampled_from([0, 1]),
+    rarely(Tier.community, Tier.managed, Tier.secure),
+    rarely("", "2h", "10h"),
+    rarely(1, 0),
+    rarely(16, 64),
 )
 
 
@@ -105,12 +126,20 @@ def is_allowed(offer: Offer, spec: RunSpec) -> bool:
         and (not chosen.providers or offer.provider in chosen.providers)
         and (not chosen.regions or offer.region in chosen.regions)
         and (not chosen.countries or offer.country in places[chosen.countries[0]])
-        and (not chosen.gpus or offer.gpu != "L4")
+        and (not chosen.gpus or offer.gpu[:4] in {"H100", "A100"})
+        and (chosen.consumer or offer.gpu != "RTX-4090")
+        and CAPABILITY[offer.gpu] >= chosen.min_capability
+        and offer.available != 0
         and not (offer.spot and chosen.spot is Spot.never)
         and (offer.spot or chosen.spot is not Spot.only)
         and (not states or (offer.reliability or 0) >= chosen.min_reliability)
         and (states or not chosen.min_reliability or offer.tier is not Tier.community)
-        and (offer.live or not capped or budget.allow_stale_prices)
+        and (
+            offer.live
+            or not capped
+            or budget.allow_stale_prices
+            or offer.fetched_at >= NOW_S - 30 * DAY_S
+        )
         and offer.usd_per_hour / offer.gpus <= (budget.max_usd_per_gpu_hour or 1e9)
     )
 
@@ -127,6 +156,7 @@ def keeps_to(choice: Choice, spec: RunSpec) -> bool:
         and sum(offer.gpus * count for offer, count in choice.machines) == choice.world
         and spec.scale.least <= choice.world <= spec.scale.workers
         and all(count <= (offer.available or 1e9) for offer, count in choice.machines)
+        and len({(offer.provider, offer.region) for offer, _ in choice.machines}) == 1
         and (
             sum(counts) == 1
             or all(o.network.rank >= spec.placement.network.rank for o, _ in choice.machines)
@@ -134,22 +164,40 @@ def keeps_to(choice: Choice, spec: RunSpec) -> bool:
     )
 
 
-@settings(max_examples=80)
-@given(st.lists(offers, max_size=6, unique_by=lambda offer: offer.id), runs)
+@settings(max_examples=150)
+@given(st.lists(market, max_size=6, unique_by=lambda offer: offer.id), runs)
 def test_nothing_passes_a_filter_or_a_limit(pool: list[Offer], spec: RunSpec) -> None:
     forecaster = Forecaster(spec, FACTS)
     found = forecast(forecaster, pool)
     for choice in found.placement.choices:
         assert all(is_allowed(offer, spec) for offer, _ in choice.machines)
         assert keeps_to(choice, spec)
+        need_bytes = forecaster.memory(choice.world).total_bytes
+        assert all(need_bytes < offer.gpu_mem_gib * GIB for offer, _ in choice.machines)
         cents = choice.bill.cents()
-        assert sum(cents.values()) == round(choice.bill.total / 10_000 + 1e-9)
+        assert abs(100 * choice.bill.usd - sum(cents.values())) <= 0.5
+        assert all(
+            abs(cents[name] - micro / 10_000) < 1 for name, micro in choice.bill.terms.items()
+        )
         low, high = forecaster.span(choice)
         assert low <= choice.elapsed_h <= high
     used = {offer.name for choice in found.placement.choices for offer, _ in choice.machines}
     told = {refusal.subject for refusal in found.refused}
     assert used | told == {offer.name for offer in pool}
     assert not used & told
+    assert all(refusal.reason for refusal in found.refused)
+
+
+@settings(max_examples=60)
+@given(st.lists(market, max_size=6, unique_by=lambda offer: offer.id), runs)
+def test_what_stricter_filters_leave_is_some_of_what_there_was(
+    pool: list[Offer], spec: RunSpec
+) -> None:
+    free = replace(spec, placement=PlacementSpec(network=spec.placement.network))
+    strict, loose = (forecast(Forecaster(run, FACTS), pool).placement for run in (spec, free))
+    if strict.best is not None:
+        assert loose.best is not None
+        assert loose.best.bill.total <= strict.best.bill.total + 10  # millionths, rounded
 
 
 def test_what_does_not_fit_is_in_no_choice() -> None:
@@ -195,6 +243,23 @@ def test_who_is_alone_loses_more() -> None:
     assert sharded.recovery(hours, alone=True).replaced
     fixed = Forecaster(make_run(scale=replace(SPEC.scale, min_workers=0)), FACTS)
     assert fixed.recovery(hours, alone=False).replaced
+
+
+def test_without_copies_at_a_neighbour_the_last_one_that_was_kept_counts() -> None:
+    hours, step_s = 10.0, 10 * 3600 / SPEC.steps
+    bare = replace(SPEC.scale, copy_every_steps=0)
+    near = replace(SPEC.checkpoint, near_every_steps=20, near_gib=1.0)
+    never = replace(SPEC.checkpoint, every_steps=0)
+    for kept, steps in ((SPEC.checkpoint, 50), (near, 10), (never, 1000)):
+        forecaster = Forecaster(make_run(scale=bare, checkpoint=kept), FACTS)
+        assert forecaster.recovery(hours, alone=False).redone_s == steps * step_s
+
+
+def test_marked_checkpoints_are_kept_too() -> None:
+    marked = make_run(checkpoint=replace(SPEC.checkpoint, keep_every_steps=500))
+    assert Forecaster(marked, FACTS).haul().kept == 3 + 4
+    odd = make_run(checkpoint=replace(SPEC.checkpoint, every_steps=300))
+    assert Forecaster(odd, FACTS).haul().saves == 7, "the last one is at the end"
 
 
 def test_more_is_lost_where_more_is_expected_to_go() -> None:

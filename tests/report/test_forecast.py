@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from dataclasses import replace
@@ -115,8 +116,34 @@ def test_a_narrow_terminal_folds_but_does_not_cut() -> None:
     assert max(map(len, table)) <= 80
 
 
+def test_however_long_names_are_no_figure_is_cut() -> None:
+    long = replace(
+        PAGE.choices[1],
+        machines="128 x provider-with-a-name:an-instance-type-of-forty-characters@region-1 spot",
+        usd=1_234_567.89,
+        terms_usd={"gpus": 1_234_567.89},
+        usd_per_hour=12_345.67,
+        high_hours=9_999.0,
+        why="+$1,234,561.28: gpus +$1,234,561.89, transfer out -$0.61",
+    )
+    page = replace(PAGE, choices=(long, *PAGE.choices))
+    for width in (64, 80, 120, 240):
+        text = shown(page, width)
+        table = [line for line in text.splitlines() if "very.long" not in line]
+        assert max(map(len, table)) <= width
+        for said in ("$1,234,567.89", "12,345.67", "$6.61", "$15.02", *PAGE.commands):
+            assert said in text
+
+
+def test_what_is_no_number_is_null_for_programs() -> None:
+    endless = replace(PAGE.choices[0], high_hours=float("inf"))
+    plain = json.loads(shown(replace(PAGE, choices=(endless,)), as_json=True))
+    assert plain["choices"][0]["high_hours"] is None
+
+
 def test_programs_get_all_of_it() -> None:
     plain = json.loads(shown(PAGE, 40, as_json=True))
+    assert plain == json.loads(json.dumps(dataclasses.asdict(PAGE)))
     assert plain["choices"][0]["terms_usd"]["transfer_out"] == 0.61
     assert plain["gpus"][1]["fits_from"] is None
     assert len(plain["refused"]) == 3

@@ -170,21 +170,23 @@ def commands(forecaster: Forecaster, best: Choice, typed: Sequence[str]) -> Iter
     yield "# rent these, install Tidemill on them, and begin with the one that leads"
     head = True
     for offer, count in best.machines:
+        # A vendor's words, some of them a stranger's: a line break would end the comment.
+        name = " ".join(offer.name.split())
         label = f"tidemill.io/usd-per-hour={offer.usd_per_hour:g},tidemill.io/tier={offer.tier}"
         if offer.rates.step_s > 1:
             label += f",tidemill.io/billing-step-s={offer.rates.step_s:g}"
         if head:
-            yield f"ray start --head --labels {label}  # {offer.name}"
+            yield f"ray start --head --labels {label}  # {name}"
         if count > 1 or not head:
             many = count_noun(count - head, "machine")
-            yield f"ray start --address HEAD:6379 --labels {label}  # {many}, {offer.name}"
+            yield f"ray start --address HEAD:6379 --labels {label}  # {many}, {name}"
         head = False
     wanted = {"scale.workers": str(best.world)}
     if not spec.scale.gpus_per_worker:
         wanted["scale.gpus_per_worker"] = "1"
     if aside := _aside_usd(best.bill):
         wanted["budget.set_aside_usd"] = f"{aside:.2f}"
-    kept = [word for word in typed if word.partition("=")[0] not in wanted]
+    kept = [word for word in typed if word.lstrip("+").partition("=")[0] not in wanted]
     words = [*kept, *(f"{key}={value}" for key, value in wanted.items())]
     yield (
         "ray job submit --address http://HEAD:8265 --runtime-env conf/runtime_env.yaml -- "

@@ -110,8 +110,8 @@ def _ability(gpu: Gpu, rule: Rule) -> Why:
     if not gpu.tflops[rule.precision]:
         return f"{gpu.name} has no {rule.precision} units", "precision=fp16 or precision=fp32"
     if gpu.capability < least:
-        key = f"placement.min_capability={least:g}"
-        return f"{gpu.name} has compute capability {gpu.capability:g}, below {key}", key
+        key = "placement.min_capability"
+        return f"{gpu.name} has compute capability {gpu.capability:g}, below {key}={least:g}", key
     if not rule.fits(gpu):
         remedy = "memory=recompute, strategy=fsdp2 or a smaller batch.micro_size"
         return f"the run does not fit into {gpu.memory_gib:g} GiB", remedy
@@ -125,11 +125,12 @@ def _terms(offer: Offer, rule: Rule) -> Why:
     if not offer.spot and chosen.spot is Spot.only:
         return "is no spot machine", "placement.spot=prefer"
     if chosen.min_reliability:
-        least = f"placement.min_reliability={chosen.min_reliability:g}"
+        key = "placement.min_reliability"
+        least = f"{key}={chosen.min_reliability:g}"
         if offer.reliability is None and offer.tier is Tier.community:
             return "states no reliability", "placement.min_reliability=0"
         if offer.reliability is not None and offer.reliability < chosen.min_reliability:
-            return f"was up {offer.reliability:.1%} of the time, below {least}", least
+            return f"was up {offer.reliability:.1%} of the time, below {least}", key
     if offer.available == 0:
         return "none left", ""
     return None

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from tidemill.errors import SpecError
@@ -19,7 +20,7 @@ from tidemill.plan.gpus import all_gpus
 from tidemill.plan.memory import advice, fits
 from tidemill.plan.mixes import Limits
 from tidemill.plan.offers import Offer
-from tidemill.plan.placement import Choice, place
+from tidemill.plan.placement import Choice, Question, place
 from tidemill.spec.placement import Network, PlacementSpec, Spot
 from tidemill.spec.run import RunSpec
 
@@ -27,6 +28,9 @@ ENOUGH = 3
 """Changes to name."""
 MARGIN = 1.1
 """Times the expected cost or time to ask for, so that the next answer is not as tight."""
+KEY = re.compile(
+    r"\b(?:placement|budget|scale|data|precision|memory|strategy|batch)(?:\.[a-z_]+)?\b"
+)
 
 
 def explain_nothing(forecaster: Forecaster, offers: Sequence[Offer]) -> SpecError:
@@ -47,8 +51,8 @@ def explain_nothing(forecaster: Forecaster, offers: Sequence[Offer]) -> SpecErro
         reasons = Counter((refusal.reason, refusal.remedy) for refusal in refused).most_common(3)
         told = "; ".join(f"{count} because: {reason}" for (reason, _), count in reasons)
         problem = f"all {len(offers)} offers are refused, {told}"
-        remedy = next((remedy for (_, remedy), _ in reasons if remedy), "ask for less")
-        return SpecError("placement", problem, _or(tried) or f"see {remedy}")
+        keys = (key for (reason, remedy), _ in reasons for key in _keys(remedy) or _keys(reason))
+        return SpecError("placement", problem, _or(tried) or _see(keys))
     return _past_limits(forecaster, kept, tried)
 
 
@@ -61,39 +65,65 @@ def _too_large(forecaster: Forecaster, offers: Sequence[Offer], tried: list[str]
 
 def _past_limits(forecaster: Forecaster, kept: Sequence[Offer], tried: list[str]) -> SpecError:
     """There are machines, but not within the limits."""
-    spec, limits = forecaster.spec, forecaster.question().limits
-    free = place(kept, replace(forecaster.question(), limits=Limits()))
+    question, scale = forecaster.question(), forecaster.spec.scale
+    limits, sizes = question.limits, f"{scale.least} to {scale.workers}"
+    free = place(kept, replace(question, limits=Limits()))
     if free.best is None:
         refusal = free.refused[0]
-        reason = f"no machines make a group of {spec.scale.least} to {spec.scale.workers}"
-        return SpecError(
-            "scale.workers", f"{reason}: {refusal.reason}", _or(tried) or refusal.remedy
-        )
-    quick = min(free.choices, key=lambda choice: choice.elapsed_h)
-    cheap = _cheapest(free.choices, limits.hours) or free.best
-    if limits.hours and quick.elapsed_h > limits.hours:
+        reason = f"no machines make a group of {sizes}"
+        remedy = _or(tried) or _see(_keys(refusal.remedy))
+        return SpecError("scale.workers", f"{reason}: {refusal.reason}", remedy)
+    timely = free.choices
+    if limits.hours:
+        timely = place(kept, replace(question, limits=Limits(hours=limits.hours))).choices
+    in_time = " in time" if limits.hours else ""
+    if not timely:
+        quick = _quickest(kept, question)
+        key = "deadline"
         problem = f"the fastest machines, {quick.name}, take {quick.elapsed_h:,.1f} h"
-        raised = f"deadline={math.ceil(MARGIN * quick.elapsed_h)}h"
-        return SpecError("deadline", problem, _or([*tried, raised]))
-    if limits.usd and cheap.bill.usd > limits.usd:
-        usd = cheap.bill.usd
-        within = " in time" if limits.hours else ""
-        problem = f"the cheapest machines{within}, {cheap.name}, cost {usd:,.2f} usd in all"
-        raised = f"budget.max_total_usd={math.ceil(MARGIN * usd)}"
-        return SpecError("budget.max_total_usd", problem, _or([*tried, raised]))
-    rate = min(choice.usd_per_hour for choice in free.choices)
-    if limits.usd_per_hour and rate > limits.usd_per_hour:
-        raised = f"budget.max_usd_per_hour={math.ceil(rate)}"
-        problem = f"the cheapest machines cost {rate:,.2f} usd an hour"
-        return SpecError("budget.max_usd_per_hour", problem, _or([*tried, raised]))
-    problem = "no machines keep to deadline, budget and placement.max_nodes at once"
-    return SpecError("budget", problem, _or(tried) or "extend one of them")
+    elif limits.usd and timely[0].bill.usd > limits.usd:
+        key = "budget.max_total_usd"
+        problem = f"the cheapest machines{in_time}, {timely[0].name}, "
+        problem += f"cost {timely[0].bill.usd:,.2f} usd in all"
+    elif limits.usd_per_hour and not _any(kept, question, replace(limits, usd=0.0, machines=0)):
+        key = "budget.max_usd_per_hour"
+        problem = f"the cheapest machines{in_time}, {timely[0].name}, "
+        problem += f"cost {timely[0].usd_per_hour:,.2f} usd an hour"
+    elif limits.machines and not _any(
+        kept, question, Limits(hours=limits.hours, machines=limits.machines)
+    ):
+        key = "placement.max_nodes"
+        problem = f"{limits.machines} in all make no group of {sizes}{in_time}"
+    else:
+        key = "budget"
+        problem = "no machines keep to deadline, budget and placement.max_nodes at once"
+    # The limit that is exceeded first; of the others at most as many as there is room for.
+    raised = sorted(_raised(kept, question), key=lambda switch: not switch.startswith(f"{key}="))
+    remedy = _or([*tried, *raised]) or _see(["deadline", "budget", "scale.workers"])
+    return SpecError(key, problem, remedy)
 
 
-def _cheapest(choices: Sequence[Choice], hours: float) -> Choice | None:
-    """The cheapest of those that are done in so many hours, if there is such a limit."""
-    timely = (choice for choice in choices if not hours or choice.elapsed_h <= hours)
-    return min(timely, key=lambda choice: choice.bill.total, default=None)
+def _raised(kept: Sequence[Offer], question: Question) -> Iterator[str]:
+    """Limits that are high enough if all others stay as they are."""
+    limits = question.limits
+    if limits.hours and (late := _any(kept, question, replace(limits, hours=0.0))):
+        yield f"deadline={math.ceil(MARGIN * late.elapsed_h)}h"
+    if limits.usd and (cheap := _any(kept, question, replace(limits, usd=0.0))):
+        yield f"budget.max_total_usd={math.ceil(MARGIN * cheap.bill.usd)}"
+    if limits.usd_per_hour and (slow := _any(kept, question, replace(limits, usd_per_hour=0.0))):
+        yield f"budget.max_usd_per_hour={math.ceil(slow.usd_per_hour)}"
+
+
+def _any(kept: Sequence[Offer], question: Question, limits: Limits) -> Choice | None:
+    """The cheapest machines within other limits; None if there are none."""
+    return place(kept, replace(question, limits=limits)).best
+
+
+def _quickest(kept: Sequence[Offer], question: Question) -> Choice:
+    """The fastest machines of all sizes, those included that do not pay."""
+    by_size = (replace(question, worlds=(world,), limits=Limits()) for world in question.worlds)
+    choices = (choice for size in by_size for choice in place(kept, size).choices)
+    return min(choices, key=lambda choice: choice.elapsed_h)
 
 
 def _helpful(forecaster: Forecaster, offers: Sequence[Offer]) -> Iterator[str]:
@@ -162,6 +192,10 @@ def _looser(chosen: PlacementSpec) -> Iterator[tuple[str, PlacementSpec]]:
         yield "providers=[]", replace(chosen, providers=[])
     if chosen.min_reliability:
         yield "min_reliability=0", replace(chosen, min_reliability=0.0)
+    if chosen.min_capability:
+        yield "min_capability=0", replace(chosen, min_capability=0.0)
+    if chosen.max_nodes:
+        yield "max_nodes=0", replace(chosen, max_nodes=0)
 
 
 def _smaller(forecaster: Forecaster, names: set[str]) -> Iterator[tuple[str, RunSpec]]:
@@ -175,6 +209,17 @@ def _smaller(forecaster: Forecaster, names: set[str]) -> Iterator[tuple[str, Run
         forecaster.spec, largest, world=world, vocab=facts.vocab, footprint=facts.footprint
     ):
         yield found.switch, found.spec
+
+
+def _keys(text: str) -> list[str]:
+    """Keys in what a refusal says, without the values, which were not tried."""
+    return KEY.findall(text)
+
+
+def _see(keys: Iterable[str]) -> str:
+    """Where to look if none of the changes that were tried helps."""
+    told = ", ".join(dict.fromkeys(keys))
+    return f"see {told}" if told else "ask for less"
 
 
 def _or(switches: Sequence[str]) -> str:

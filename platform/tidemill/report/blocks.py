@@ -98,7 +98,7 @@ def _markdown(block: Block) -> Iterator[str]:
         case Heading(text):
             yield f"## {text}"
         case Lines(lines):
-            yield from (f"- {line}" for line in lines)
+            yield from (f"- {_one_line(line)}" for line in lines)
         case Grid(heads, rows):
             yield _row(head.removeprefix(">") for head in heads)
             yield _row("---:" if head.startswith(">") else "---" for head in heads)
@@ -108,4 +108,9 @@ def _markdown(block: Block) -> Iterator[str]:
 
 
 def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+    return f"| {' | '.join(_one_line(cell).replace('|', '&#124;') for cell in cells)} |"
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks, which vendors' words may have and neither a list nor a table can."""
+    return " ".join(text.split())
