@@ -203,6 +203,11 @@ def test_what_the_plan_sets_is_not_typed_twice(prefix: str) -> None:
     assert f" {prefix}seed=1 " in command
 
 
+def test_who_sets_more_aside_keeps_it() -> None:
+    budget = replace(SPEC.budget, set_aside_usd=49.0)
+    assert "budget.set_aside_usd=49.00" in typed_for(make_offer(gpus=4), budget=budget)[-1]
+
+
 def test_a_name_with_a_line_break_stays_in_its_comment() -> None:
     strange = make_offer(region="here\nrm -r runs", rates=replace(make_offer().rates, step_s=60.0))
     lines = typed_for(strange)

@@ -91,8 +91,8 @@ placements = st.builds(
 )
 budgets = st.builds(
     BudgetSpec,
-    max_usd_per_hour=rarely(0.0, 10.0),
-    max_total_usd=rarely(0.0, 15.0, 80.0),
+    max_usd_per_hour=rarely(0.0, 3.0, 10.0),
+    max_total_usd=rarely(0.0, 1.0, 4.0),
     max_usd_per_gpu_hour=rarely(0.0, 2.0),
     allow_stale_prices=st.booleans(),
 )
@@ -164,7 +164,7 @@ def keeps_to(choice: Choice, spec: RunSpec) -> bool:
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=400)
 @given(st.lists(market, max_size=6, unique_by=lambda offer: offer.id), runs)
 def test_nothing_passes_a_filter_or_a_limit(pool: list[Offer], spec: RunSpec) -> None:
     forecaster = Forecaster(spec, FACTS)

@@ -184,7 +184,7 @@ def commands(forecaster: Forecaster, best: Choice, typed: Sequence[str]) -> Iter
     wanted = {"scale.workers": str(best.world)}
     if not spec.scale.gpus_per_worker:
         wanted["scale.gpus_per_worker"] = "1"
-    if aside := _aside_usd(best.bill):
+    if aside := max(_aside_usd(best.bill), spec.budget.set_aside_usd):
         wanted["budget.set_aside_usd"] = f"{aside:.2f}"
     kept = [word for word in typed if word.lstrip("+").partition("=")[0] not in wanted]
     words = [*kept, *(f"{key}={value}" for key, value in wanted.items())]
